@@ -1,0 +1,287 @@
+// Package config turns the environment of the container into a Config: parsed once at start-up, complete, and
+// immutable from then on.
+//
+// Every mistake is reported at once, one line each, and every line names the setting, its value and the mend;
+// the value of a secret is never part of it. A setting that is set to "" counts as unset, because compose files
+// write "" for a variable that the user's environment lacks. PORTS is the exception: there "" means that no port
+// is forwarded.
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/kelseyhightower/envconfig"
+	"github.com/rs/zerolog"
+)
+
+// DefaultRootPassword is the documented password of root in the guest. It holds only as long as the user gives
+// neither a password nor keys.
+const DefaultRootPassword = "voidlinux"
+
+// Defaults of settings that are unset or empty. The default of PORTS is in the tag of environment.Ports, since
+// PORTS alone tells unset from empty.
+const (
+	defaultMem       = "256M"
+	defaultLogLevel  = "info"
+	defaultLogFormat = "console"
+	defaultRootfs    = "/rootfs"
+	defaultKernel    = "/linux"
+	defaultInitramfs = "/initramfs"
+)
+
+const (
+	// MinMem is the smallest MEM, in bytes. Below it a boot does not fail with a message but with the
+	// out-of-memory killer somewhere in the guest: text, data and page tables of the kernel take about 12 MiB,
+	// the unpacked initramfs and its Go init about 10 MiB, and the guest's own init has to fit beside them.
+	MinMem = 32 << 20
+
+	// pageSize is the granularity of the guest's RAM in bytes (UM_KERN_PAGE_SIZE, arch/um).
+	pageSize = 4096
+
+	// maxPassword is the longest password in bytes: crypt(3)'s CRYPT_MAX_PASSPHRASE_SIZE is 512 with the NUL.
+	maxPassword = 511
+)
+
+// Config is what the user asked for. Nobody writes to it after Load, slices included.
+type Config struct {
+	// Mem is the guest's RAM in bytes: a multiple of 4096, at least MinMem.
+	Mem uint64
+	// Ports are forwarded from the container into the guest. Empty means none.
+	Ports []Forward
+	// RootPassword in clear text. "" means that root cannot log in with a password.
+	RootPassword string `json:"-"`
+	// PasswordDefault says that RootPassword is DefaultRootPassword because the user chose nothing.
+	PasswordDefault bool
+	// AuthorizedKeys are valid lines of an authorized_keys file, options and comments included.
+	AuthorizedKeys []string
+	// Hostname of the guest. "" when the user gave none and the container's own is unusable.
+	Hostname string
+	// LogLevel is one of trace, debug, info, warn, error.
+	LogLevel zerolog.Level
+	// LogFormat is how log lines look.
+	LogFormat LogFormat
+	// Rootfs, Kernel and Initramfs are absolute, clean paths; see CheckFiles.
+	Rootfs, Kernel, Initramfs string
+}
+
+// String is the Config for a log or a bug report, without its secrets.
+func (c Config) String() string {
+	password := "off"
+	switch {
+	case c.PasswordDefault:
+		password = "default"
+	case c.RootPassword != "":
+		password = "set"
+	}
+	return fmt.Sprintf("mem=%s ports=%v password=%s keys=%d hostname=%s log=%s/%s rootfs=%s kernel=%s initramfs=%s",
+		formatSize(c.Mem), c.Ports, password, len(c.AuthorizedKeys), c.Hostname, c.LogLevel, c.LogFormat,
+		c.Rootfs, c.Kernel, c.Initramfs)
+}
+
+// GoString keeps the password out of %#v, too.
+func (c Config) GoString() string { return "config.Config{" + c.String() + "}" }
+
+// LogFormat is how the entrypoint writes its own log.
+type LogFormat uint8
+
+const (
+	// Console is one readable line per event.
+	Console LogFormat = iota
+	// JSON is one JSON object per line.
+	JSON
+)
+
+// String is the format as LOG_FORMAT spells it.
+func (f LogFormat) String() string {
+	if f == JSON {
+		return "json"
+	}
+	return "console"
+}
+
+// environment is the raw text of the settings. All fields are strings, so that envconfig, which stops at the
+// first field that does not convert, has nothing to stop at.
+type environment struct {
+	Mem            string `envconfig:"MEM"`
+	Ports          string `envconfig:"PORTS" default:"22"`
+	RootPassword   string `envconfig:"ROOT_PASSWORD"`
+	AuthorizedKeys string `envconfig:"SSH_AUTHORIZED_KEYS"`
+	Hostname       string `envconfig:"HOSTNAME"`
+	LogLevel       string `envconfig:"LOG_LEVEL"`
+	LogFormat      string `envconfig:"LOG_FORMAT"`
+	Rootfs         string `envconfig:"ROOTFS"`
+	Kernel         string `envconfig:"KERNEL"`
+	Initramfs      string `envconfig:"INITRAMFS"`
+}
+
+// Load reads the process's environment, and the file that SSH_AUTHORIZED_KEYS may name. The error joins every
+// problem that there is, one line each.
+//
+// ROOTFS, KERNEL and INITRAMFS are only parsed; CheckFiles looks at the files. On an error the Config holds the
+// settings that were valid, so that the problems which CheckFiles finds can be shown in the same go.
+func Load() (Config, error) {
+	var env environment
+	if err := envconfig.Process("", &env); err != nil {
+		return Config{}, fmt.Errorf("read the environment: %w", err)
+	}
+	return env.parse()
+}
+
+func (env environment) parse() (Config, error) {
+	var (
+		c        Config
+		problems []error
+	)
+	// check notes what is wrong with a setting whose value may be shown.
+	check := func(name, value string, errs ...error) {
+		for _, err := range errs {
+			if err != nil {
+				problems = append(problems, fmt.Errorf("%s=%q: %w", name, value, err))
+			}
+		}
+	}
+
+	var err error
+	c.Mem, err = parseMem(cmp.Or(env.Mem, defaultMem))
+	check("MEM", env.Mem, err)
+
+	var errs []error
+	c.Ports, errs = parsePorts(env.Ports)
+	check("PORTS", env.Ports, errs...)
+
+	if err := checkPassword(env.RootPassword); err != nil {
+		problems = append(problems, fmt.Errorf("ROOT_PASSWORD: %w", err))
+	} else {
+		c.RootPassword = env.RootPassword
+	}
+	c.AuthorizedKeys, errs = parseKeys(env.AuthorizedKeys)
+	for _, err := range errs {
+		problems = append(problems, fmt.Errorf("SSH_AUTHORIZED_KEYS%w", err))
+	}
+	if env.RootPassword == "" && env.AuthorizedKeys == "" {
+		c.RootPassword, c.PasswordDefault = DefaultRootPassword, true
+	}
+
+	c.Hostname, err = parseHostname(env.Hostname)
+	check("HOSTNAME", env.Hostname, err)
+	c.LogLevel, err = parseLogLevel(cmp.Or(env.LogLevel, defaultLogLevel))
+	check("LOG_LEVEL", env.LogLevel, err)
+	c.LogFormat, err = parseLogFormat(cmp.Or(env.LogFormat, defaultLogFormat))
+	check("LOG_FORMAT", env.LogFormat, err)
+
+	c.Rootfs, err = parsePath(cmp.Or(env.Rootfs, defaultRootfs))
+	check("ROOTFS", env.Rootfs, err)
+	c.Kernel, err = parsePath(cmp.Or(env.Kernel, defaultKernel))
+	check("KERNEL", env.Kernel, err)
+	c.Initramfs, err = parsePath(cmp.Or(env.Initramfs, defaultInitramfs))
+	check("INITRAMFS", env.Initramfs, err)
+
+	return c, errors.Join(problems...)
+}
+
+// parseMem is ParseSize with what a guest's RAM must satisfy besides.
+func parseMem(s string) (uint64, error) {
+	size, err := ParseSize(s)
+	if err != nil {
+		return 0, err
+	}
+	if size < MinMem {
+		return 0, fmt.Errorf("too little to boot with; write at least %s", formatSize(MinMem))
+	}
+	if rest := size % pageSize; rest != 0 {
+		size += pageSize - rest // cannot wrap: ParseSize stays below 1<<63
+	}
+	return size, nil
+}
+
+// checkPassword never quotes the password.
+func checkPassword(s string) error {
+	switch {
+	case strings.ContainsAny(s, "\n\r\x00"):
+		return errors.New("holds a line break or a NUL byte, which nobody can type at a login; leave it out")
+	case strings.Contains(s, ":"):
+		return errors.New("holds a colon, which separates the fields of a password file; leave it out")
+	case !utf8.ValidString(s):
+		return errors.New("is not valid UTF-8; write it in UTF-8")
+	case len(s) > maxPassword:
+		return fmt.Errorf("is %d bytes long; write at most %d", len(s), maxPassword)
+	}
+	return nil
+}
+
+// parseHostname checks the user's choice. Without one the container's name is taken, if it is a valid one.
+func parseHostname(s string) (string, error) {
+	if s != "" {
+		if err := checkHostname(s); err != nil {
+			return "", err
+		}
+		return s, nil
+	}
+	name, err := os.Hostname()
+	if err != nil || checkHostname(name) != nil {
+		return "", nil // not the user's doing: the guest keeps the name in its root file system
+	}
+	return name, nil
+}
+
+// maxHostname is the longest host name in bytes that the kernel takes (__NEW_UTS_LEN, sethostname(2)), and
+// maxLabel the longest part between dots (RFC 1123, section 2.1).
+const (
+	maxHostname = 64
+	maxLabel    = 63
+)
+
+// checkHostname is RFC 1123, section 2.1, and the underscore, which many names of containers hold.
+func checkHostname(s string) error {
+	if len(s) > maxHostname {
+		return fmt.Errorf("%d characters long; a host name has at most %d", len(s), maxHostname)
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > maxLabel || strings.Trim(label, "-_") != label ||
+			strings.ContainsFunc(label, func(r rune) bool { return !isHostnameRune(r) }) {
+			return errors.New("not a host name; write letters, digits and inner hyphens, like uml-1, " +
+				"with dots between labels of at most 63")
+		}
+	}
+	return nil
+}
+
+func isHostnameRune(r rune) bool {
+	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_'
+}
+
+// logLevels leaves out zerolog's fatal, panic and disabled: they would hide the reason why a start failed.
+var logLevels = []zerolog.Level{
+	zerolog.TraceLevel, zerolog.DebugLevel, zerolog.InfoLevel, zerolog.WarnLevel, zerolog.ErrorLevel,
+}
+
+func parseLogLevel(s string) (zerolog.Level, error) {
+	for _, level := range logLevels {
+		if strings.EqualFold(s, level.String()) {
+			return level, nil
+		}
+	}
+	return zerolog.InfoLevel, errors.New("not a log level; write trace, debug, info, warn or error")
+}
+
+func parseLogFormat(s string) (LogFormat, error) {
+	for _, format := range []LogFormat{Console, JSON} {
+		if strings.EqualFold(s, format.String()) {
+			return format, nil
+		}
+	}
+	return Console, errors.New("not a log format; write console or json")
+}
+
+func parsePath(s string) (string, error) {
+	if !filepath.IsAbs(s) {
+		return "", errors.New("not an absolute path; begin it with a /")
+	}
+	return filepath.Clean(s), nil
+}

@@ -1,0 +1,249 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/rs/zerolog"
+)
+
+// Public keys only in form: arbitrary bytes that belong to no private key.
+const (
+	keyA = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEZXhsbBxOqB7vyTdoH0V3bt9mCkBq4vCJ6yGk0o1uJ3 a@example"
+	keyB = `restrict ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJvYmJvYmJvYmJvYmJvYmJvYmJvYmJvYmJvYmJvYmJv b@example`
+)
+
+// settings are all that Load looks at.
+var settings = []string{
+	"MEM", "PORTS", "ROOT_PASSWORD", "SSH_AUTHORIZED_KEYS", "HOSTNAME", "LOG_LEVEL", "LOG_FORMAT",
+	"ROOTFS", "KERNEL", "INITRAMFS",
+}
+
+// loadWith runs Load with these settings and no others.
+func loadWith(t *testing.T, env map[string]string) (Config, error) {
+	t.Helper()
+	for _, name := range settings {
+		t.Setenv(name, "") // has the test restore the variable
+		if value, ok := env[name]; ok {
+			t.Setenv(name, value)
+		} else if err := os.Unsetenv(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return Load()
+}
+
+func TestLoadDefaults(t *testing.T) {
+	hostname, err := parseHostname("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		Mem:             256 << 20,
+		Ports:           []Forward{{HostPort: 22, GuestPort: 22, Count: 1}},
+		RootPassword:    DefaultRootPassword,
+		PasswordDefault: true,
+		Hostname:        hostname,
+		LogLevel:        zerolog.InfoLevel,
+		LogFormat:       Console,
+		Rootfs:          "/rootfs",
+		Kernel:          "/linux",
+		Initramfs:       "/initramfs",
+	}
+	if got, err := loadWith(t, nil); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("Load() with nothing set = %v, %v, want %v", got, err, want)
+	}
+
+	// Compose writes "" for what the user's environment lacks.
+	empty := map[string]string{}
+	for _, name := range settings {
+		empty[name] = ""
+	}
+	want.Ports = nil
+	if got, err := loadWith(t, empty); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("Load() with all set to \"\" = %v, %v, want %v", got, err, want)
+	}
+}
+
+func TestLoadAllSet(t *testing.T) {
+	got, err := loadWith(t, map[string]string{
+		"MEM": "1g", "PORTS": "2222:22", "ROOT_PASSWORD": "correct horse", "SSH_AUTHORIZED_KEYS": keyA,
+		"HOSTNAME": "uml-1.example", "LOG_LEVEL": "debug", "LOG_FORMAT": "json",
+		"ROOTFS": "/srv/root/", "KERNEL": "/boot/../linux", "INITRAMFS": "/i",
+	})
+	want := Config{
+		Mem:            1 << 30,
+		Ports:          []Forward{{HostPort: 2222, GuestPort: 22, Count: 1}},
+		RootPassword:   "correct horse",
+		AuthorizedKeys: []string{keyA},
+		Hostname:       "uml-1.example",
+		LogLevel:       zerolog.DebugLevel,
+		LogFormat:      JSON,
+		Rootfs:         "/srv/root",
+		Kernel:         "/linux",
+		Initramfs:      "/i",
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("Load() = %v, %v, want %v", got, err, want)
+	}
+}
+
+func TestLoadPassword(t *testing.T) {
+	for _, test := range []struct {
+		password, keys string
+		want           string
+		wantDefault    bool
+	}{
+		{"", "", DefaultRootPassword, true},
+		{"", keyA, "", false},
+		{"x", "", "x", false},
+		{"x", keyA, "x", false},
+		{DefaultRootPassword, "", DefaultRootPassword, false},
+		{" ", "", " ", false},
+	} {
+		c, err := loadWith(t, map[string]string{"ROOT_PASSWORD": test.password, "SSH_AUTHORIZED_KEYS": test.keys})
+		if err != nil || c.RootPassword != test.want || c.PasswordDefault != test.wantDefault {
+			t.Errorf("Load() with ROOT_PASSWORD=%q SSH_AUTHORIZED_KEYS=%q = password %q, default %v, %v, want %q, %v",
+				test.password, test.keys, c.RootPassword, c.PasswordDefault, err, test.want, test.wantDefault)
+		}
+	}
+}
+
+func TestLoadReportsEveryProblem(t *testing.T) {
+	got, err := loadWith(t, map[string]string{
+		"MEM": "abc", "PORTS": "22 99999 x", "ROOT_PASSWORD": "hunter2:", "SSH_AUTHORIZED_KEYS": "ssh-rsa nonsense",
+		"HOSTNAME": "a b", "LOG_LEVEL": "panic", "LOG_FORMAT": "xml",
+		"ROOTFS": "rootfs", "KERNEL": "linux", "INITRAMFS": "/fine",
+	})
+	want := strings.Join([]string{
+		`MEM="abc": not a size; write a number with k, M or G, like 256M`,
+		`PORTS="22 99999 x": item 2, "99999": port 99999 is not between 1 and 65535`,
+		`PORTS="22 99999 x": item 3, "x": "x" is not a port; write a number, like 22, 8080:80 or 53/udp`,
+		`ROOT_PASSWORD: holds a colon, which separates the fields of a password file; leave it out`,
+		`SSH_AUTHORIZED_KEYS: line 1 is not a public key; write one per line, like ssh-ed25519 AAAA... me@example`,
+		`HOSTNAME="a b": not a host name; write letters, digits and inner hyphens, like uml-1, ` +
+			`with dots between labels of at most 63`,
+		`LOG_LEVEL="panic": not a log level; write trace, debug, info, warn or error`,
+		`LOG_FORMAT="xml": not a log format; write console or json`,
+		`ROOTFS="rootfs": not an absolute path; begin it with a /`,
+		`KERNEL="linux": not an absolute path; begin it with a /`,
+	}, "\n")
+	if err == nil || err.Error() != want {
+		t.Errorf("Load() = error\n%v\nwant\n%s", err, want)
+	}
+	if got.Initramfs != "/fine" || got.Rootfs != "" {
+		t.Errorf("Load() = initramfs %q and rootfs %q beside the error, want the valid one only", got.Initramfs, got.Rootfs)
+	}
+}
+
+func TestLoadSingleProblem(t *testing.T) {
+	for _, test := range []struct{ name, value, want string }{
+		{"MEM", "16M", `MEM="16M": too little to boot with; write at least 32M`},
+		{"PORTS", "99999", `PORTS="99999": port 99999 is not between 1 and 65535`},
+		{"HOSTNAME", "-a", `HOSTNAME="-a": not a host name;`},
+		{"HOSTNAME", "a.", `HOSTNAME="a.": not a host name;`},
+		{"HOSTNAME", "ä", `HOSTNAME="ä": not a host name;`},
+		{"HOSTNAME", strings.Repeat("a", 64), `: not a host name;`},
+		{"HOSTNAME", strings.Repeat("a.", 32) + "a", `: 65 characters long; a host name has at most 64`},
+		{"ROOT_PASSWORD", "hunter2\n", `ROOT_PASSWORD: holds a line break or a NUL byte,`},
+		{"ROOT_PASSWORD", "hunter2\xff", `ROOT_PASSWORD: is not valid UTF-8;`},
+		{"ROOT_PASSWORD", strings.Repeat("hunter2", 100), `ROOT_PASSWORD: is 700 bytes long; write at most 511`},
+	} {
+		_, err := loadWith(t, map[string]string{test.name: test.value})
+		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("Load() with %s=%q = %v, want one line with %q", test.name, test.value, err, test.want)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("Load() shows the password: %v", err)
+		}
+	}
+}
+
+func TestLoadRoundsMemToPages(t *testing.T) {
+	const want = 64<<20 + 4096
+	if c, err := loadWith(t, map[string]string{"MEM": fmt.Sprint(64<<20 + 1)}); err != nil || c.Mem != want {
+		t.Errorf("Load() with MEM of 64M and a byte = %d, %v, want %d", c.Mem, err, want)
+	}
+}
+
+func TestLogLevels(t *testing.T) {
+	for s, want := range map[string]zerolog.Level{
+		"trace": zerolog.TraceLevel, "debug": zerolog.DebugLevel, "info": zerolog.InfoLevel,
+		"WARN": zerolog.WarnLevel, "error": zerolog.ErrorLevel,
+	} {
+		if got, err := parseLogLevel(s); err != nil || got != want {
+			t.Errorf("parseLogLevel(%q) = %v, %v, want %v", s, got, err, want)
+		}
+	}
+}
+
+func TestConfigNeverShowsPassword(t *testing.T) {
+	c := Config{Mem: MinMem, RootPassword: "hunter2"}
+	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
+		if got := fmt.Sprintf(format, c); strings.Contains(got, "hunter2") {
+			t.Errorf("Sprintf(%q, c) = %q, want no password", format, got)
+		}
+	}
+}
+
+func TestParseKeys(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	const mend = "write one per line, like ssh-ed25519 AAAA... me@example"
+	for _, test := range []struct {
+		name, value string
+		want        []string
+		wantErrs    []string
+	}{
+		{"none", "", nil, nil},
+		{"one", keyA, []string{keyA}, nil},
+		{"comments, blank lines and CRLF", "# mine\r\n\r\n" + keyA + "\r\n  " + keyB + " \n", []string{keyA, keyB}, nil},
+		{"file", file("two", keyA+"\n"+keyB+"\n"), []string{keyA, keyB}, nil},
+		{"file with a line break after its name", file("one", keyA) + "\n", []string{keyA}, nil},
+		{"bad lines", keyA + "\nx\n\nssh-rsa AAAA", nil, []string{
+			": line 2 is not a public key; " + mend, ": line 4 is not a public key; " + mend,
+		}},
+		{"bad line in a file", file("bad", "x"), nil, []string{
+			fmt.Sprintf("=%q: line 1 is not a public key; %s", filepath.Join(dir, "bad"), mend),
+		}},
+		{"blank", " \n", nil, []string{": holds no key; " + mend}},
+		{"only comments", "# none", nil, []string{": holds no key; " + mend}},
+		{"empty file", file("empty", ""), nil, []string{
+			fmt.Sprintf("=%q: holds no key; %s", filepath.Join(dir, "empty"), mend),
+		}},
+		{"missing file", filepath.Join(dir, "none"), nil, []string{
+			fmt.Sprintf("=%q: no such file or directory; mount a file with public keys there", filepath.Join(dir, "none")),
+		}},
+		{"directory", dir, nil, []string{
+			fmt.Sprintf("=%q: is a directory; mount a file with public keys there", dir),
+		}},
+		{"endless file", "/dev/zero", nil, []string{`="/dev/zero": longer than 1M; give a file with public keys`}},
+		{"private key", "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n", nil, []string{
+			": holds a private key; give the public one, from the file that ends in .pub",
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, errs := parseKeys(test.value)
+			if !reflect.DeepEqual(got, test.want) {
+				t.Errorf("parseKeys(%q) = %q, want %q", test.value, got, test.want)
+			}
+			var texts []string
+			for _, err := range errs {
+				texts = append(texts, err.Error())
+			}
+			if !reflect.DeepEqual(texts, test.wantErrs) {
+				t.Errorf("parseKeys(%q) = errors %q, want %q", test.value, texts, test.wantErrs)
+			}
+		})
+	}
+}

@@ -1,0 +1,57 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestCheckFiles(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"root/etc", "empty"} {
+		if err := os.MkdirAll(at(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, mode := range map[string]os.FileMode{"linux": 0o755, "initramfs": 0o644} {
+		if err := os.WriteFile(at(name), []byte("x"), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	good := Config{Rootfs: at("root"), Kernel: at("linux"), Initramfs: at("initramfs")}
+	const mount = "; mount a root file system there, like docker run -v /path/to/rootfs:"
+	for _, test := range []struct {
+		name string
+		c    Config
+		want []string
+	}{
+		{"good", good, nil},
+		{"paths that Load rejected", Config{}, nil},
+		{"nothing there", Config{Rootfs: at("a"), Kernel: at("b"), Initramfs: at("c")}, []string{
+			fmt.Sprintf("ROOTFS=%q: no such file or directory%s%s", at("a"), mount, at("a")),
+			fmt.Sprintf("KERNEL=%q: no such file or directory; mount one there or correct the path", at("b")),
+			fmt.Sprintf("INITRAMFS=%q: no such file or directory; mount one there or correct the path", at("c")),
+		}},
+		{"of the wrong kind", Config{Rootfs: at("linux"), Kernel: at("initramfs"), Initramfs: at("root")}, []string{
+			fmt.Sprintf("ROOTFS=%q: not a directory%s%s", at("linux"), mount, at("linux")),
+			fmt.Sprintf("KERNEL=%q: not executable; run chmod +x on it", at("initramfs")),
+			fmt.Sprintf("INITRAMFS=%q: not a regular file; mount one there or correct the path", at("root")),
+		}},
+		{"empty root", Config{Rootfs: at("empty"), Kernel: at("linux")}, []string{
+			fmt.Sprintf("ROOTFS=%q: the directory is empty%s%s", at("empty"), mount, at("empty")),
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := ""
+			if err := test.c.CheckFiles(); err != nil {
+				got = err.Error()
+			}
+			if want := strings.Join(test.want, "\n"); got != want {
+				t.Errorf("CheckFiles() = %q, want %q", got, want)
+			}
+		})
+	}
+}
