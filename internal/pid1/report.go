@@ -1,0 +1,67 @@
+package pid1
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// statusFD is the number of the status pipe in the child.
+	statusFD = 3
+
+	// statusVariable tells the child that it has the status pipe; its value is the number.
+	statusVariable = "DUML_STATUS_FD"
+)
+
+// reportFD is the descriptor of the status pipe, or -1 in a process that Run did not start.
+//
+// A variable and not a call in the supervise role: this way it is not possible to start a process before the
+// descriptor is close-on-exec, which would then hold the pipe open.
+var reportFD = inherit()
+
+// inherit takes the status pipe over from Run. What is no pipe is left alone: then the variable is somebody else's.
+func inherit() int {
+	value, ok := os.LookupEnv(statusVariable)
+	if !ok {
+		return -1
+	}
+	os.Unsetenv(statusVariable) // fails on a malformed name only
+	fd, err := strconv.Atoi(value)
+	if err != nil || fd != statusFD {
+		return -1
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil || stat.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return -1
+	}
+	unix.CloseOnExec(fd)
+	return fd
+}
+
+// Report has Run return code, of which the lowest eight bits count, as with exit(2). The supervise role calls it
+// just before it exits; of several calls the last one counts. In a process that Run did not start it does nothing.
+func Report(code int) error {
+	if reportFD < 0 {
+		return nil
+	}
+	// One byte into an empty pipe: this neither blocks nor is cut short.
+	if _, err := unix.Write(reportFD, []byte{byte(code)}); err != nil {
+		return fmt.Errorf("report exit code %d: %w", code, err)
+	}
+	return nil
+}
+
+// statusEnv is env for a child that has the status pipe.
+func statusEnv(env []string) []string {
+	child := make([]string, 0, len(env)+1)
+	for _, entry := range env {
+		if !strings.HasPrefix(entry, statusVariable+"=") {
+			child = append(child, entry)
+		}
+	}
+	return append(child, fmt.Sprintf("%s=%d", statusVariable, statusFD))
+}
