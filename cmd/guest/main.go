@@ -1,0 +1,160 @@
+//go:build linux
+
+// Command guest is /init of the initramfs: the first program that the guest kernel runs, and the one that makes
+// any root file system usable as a guest. It configures the NIC, mounts the root file system, applies the settings
+// of this boot, and becomes the guest's own init.
+//
+// # Theory of operation
+//
+//  1. /proc, /sys, /dev; the settings from /settings.json, which is deleted; the kernel's command line.
+//  2. lo and the NIC. This comes before the root file system so that the host side sees the guest's gratuitous ARP
+//     as early as possible.
+//  3. The root file system on /newroot: hostfs, or what root=, rootfstype=, rootflags=, ro and rw say (root.go).
+//     Without an init in it nothing is written: it may be a directory that was mounted there by mistake.
+//  4. Password, keys and SSH server, edited in place (package rootfs).
+//  5. /etc/resolv.conf, /etc/hostname and /etc/hosts are files on a small tmpfs, bind-mounted over the root file
+//     system's own as Docker does it, so that those stay as they are (etc.go).
+//  6. The initramfs is emptied, /newroot becomes /, and init is executed with the arguments and the environment that
+//     the kernel gave us (switchroot.go, init.go).
+//
+// Goals: no user without an explanation, and no time: each step is a handful of system calls, without a process, a
+// poll or a sleep unless a root device has still to appear.
+//
+// What goes wrong before init runs is one line on the console, "guest: mount root file system: …". What the guest can
+// live without (a network, a password that could not be written) is such a line and no more. Anything else powers
+// the guest off with an exit code of the kernel process: 125 when this stage failed, 126 when init could not be
+// executed and 127 when there is none, the numbers of docker-run(1).
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+
+	"docker-usermode-linux/internal/boot"
+	"docker-usermode-linux/internal/rootfs"
+)
+
+// newRoot is where the root file system is mounted until it becomes /.
+const newRoot = "/newroot"
+
+// The exit codes of the kernel process.
+const (
+	codeStage    = 125
+	codeExec     = 126
+	codeNotFound = 127
+)
+
+// exitError is an error with the exit code that it ends the kernel with.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() {
+	// Less than 4 MB are allocated until init takes over: a collection would only cost time.
+	debug.SetGCPercent(-1)
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "guest: not process 1: this program is the /init of an initramfs")
+		os.Exit(codeStage)
+	}
+	powerOff(run())
+}
+
+// run does not return unless something failed.
+func run() (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("internal error: %v\n%s", r, debug.Stack())
+		}
+	}()
+	if err := mountKernelFilesystems(); err != nil {
+		return err
+	}
+	ensureConsole()
+	noteErr("tell the supervisor: %w", os.WriteFile(notifyPath, []byte("guest stage"), 0))
+
+	settings, err := takeSettings()
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return fmt.Errorf("read kernel command line: %w", err)
+	}
+	cmdline := parseCmdline(string(data))
+
+	noteErr("configure network: %w", setUpNetwork(settings.Network))
+
+	if err := mountRoot(cmdline); err != nil {
+		return fmt.Errorf("mount root file system: %w", err)
+	}
+	root, err := os.OpenRoot(newRoot)
+	if err != nil {
+		return fmt.Errorf("open root file system: %w", err)
+	}
+	inits, err := findInits(root, cmdline.init)
+	if err != nil {
+		return err
+	}
+	for _, err := range rootfs.Apply(root, settings) {
+		note(err)
+	}
+	for _, err := range placeEtcFiles(root, settings) {
+		note(err)
+	}
+	if err := root.Close(); err != nil {
+		return fmt.Errorf("close root file system: %w", err)
+	}
+	if err := switchRoot(); err != nil {
+		return fmt.Errorf("switch root: %w", err)
+	}
+	return execInit(inits)
+}
+
+// takeSettings reads the settings and deletes the file, which holds a password in clear text.
+func takeSettings() (boot.Settings, error) {
+	data, err := os.ReadFile(boot.SettingsPath)
+	if err != nil {
+		return boot.Settings{}, fmt.Errorf("read settings: %w", err)
+	}
+	if err := os.Remove(boot.SettingsPath); err != nil {
+		return boot.Settings{}, fmt.Errorf("delete settings: %w", err)
+	}
+	return boot.ParseSettings(data)
+}
+
+// note tells the user of something that the boot goes on without.
+func note(err error) {
+	fmt.Fprintf(os.Stderr, "guest: %v\n", err)
+}
+
+// noteErr is note for an error that may be nil; format wraps it.
+func noteErr(format string, err error) {
+	if err != nil {
+		note(fmt.Errorf(format, err))
+	}
+}
+
+// powerOff prints why the guest cannot go on, and ends the kernel with an exit code that says so.
+func powerOff(err error) {
+	note(err)
+	code := codeStage
+	if exit, ok := errors.AsType[*exitError](err); ok {
+		code = exit.code
+	}
+	if err := setExitCode(code); err != nil {
+		note(fmt.Errorf("set exit code: %w", err))
+	}
+	drainConsole()
+	unix.Sync()
+	err = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	note(fmt.Errorf("power off: %w", err))
+	os.Exit(code) // ends in a kernel panic, which ends the kernel too
+}

@@ -1,0 +1,141 @@
+//go:build linux
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var someFilesystems = []filesystem{
+	{"sysfs", true}, {"tmpfs", true}, {"ext4", false}, {"squashfs", false}, {"hostfs", true}, {"virtiofs", true},
+}
+
+func TestParseFilesystems(t *testing.T) {
+	const text = "nodev\tsysfs\nnodev\ttmpfs\n\text4\n\tsquashfs\nnodev\thostfs\nnodev\tvirtiofs\n\nbroken\n"
+	got, err := parseFilesystems(strings.NewReader(text))
+	if err != nil || !slices.Equal(got, someFilesystems) {
+		t.Errorf("parseFilesystems() = %v, %v, want %v", got, err, someFilesystems)
+	}
+}
+
+func TestChooseRoot(t *testing.T) {
+	tests := []struct {
+		text   string
+		types  string
+		source string
+		device bool   // waits for a block device
+		err    string // part of the message
+	}{
+		{text: "", types: "hostfs", source: "hostfs"},
+		{text: "root=98:0 rootflags=/sub", types: "hostfs", source: "hostfs"},
+		{text: "root=/dev/root rootfstype=hostfs", types: "hostfs", source: "/dev/root"},
+		{text: "rootfstype=hostfs", types: "hostfs", source: "none"},
+		{text: "root=tag rootfstype=virtiofs", types: "virtiofs", source: "tag"},
+		{text: "root=/dev/ubda", types: "ext4 squashfs", device: true},
+		{text: "rootfstype=ext4 root=98:0", types: "ext4", source: "none", device: true},
+		{text: "root=/dev/ubda rootfstype=squashfs,ext4", types: "squashfs ext4", source: "/dev/ubda", device: true},
+		{text: "root=/dev/root", err: "needs a rootfstype="},
+		{text: "root=/dev/ubda rootfstype=zfs", err: "rootfstype=zfs: this kernel has no such file system"},
+	}
+	for _, tt := range tests {
+		types, source, err := chooseRoot(parseCmdline(tt.text), someFilesystems)
+		if tt.err != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%q: chooseRoot() error = %v, want %q", tt.text, err, tt.err)
+			}
+			continue
+		}
+		if err != nil || strings.Join(types, " ") != tt.types || source != tt.source {
+			t.Errorf("%q: chooseRoot() = %q, %q, %v, want %q, %q", tt.text, types, source, err, tt.types, tt.source)
+		}
+		if got := !allNodev(types, someFilesystems); got != tt.device {
+			t.Errorf("%q: needs a device = %v, want %v", tt.text, got, tt.device)
+		}
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	tests := []struct{ source, fsType, flags, want string }{
+		{"hostfs", hostfs, "", "directory ROOTFS"},
+		{"none", hostfs, "/sub/dir", "directory ROOTFS/sub/dir"},
+		{"/dev/ubda", "ext4", "data=journal", "/dev/ubda"},
+	}
+	for _, tt := range tests {
+		if got := describe(tt.source, tt.fsType, cmdline{rootFlags: tt.flags}); got != tt.want {
+			t.Errorf("describe(%q, %q) = %q, want %q", tt.source, tt.fsType, got, tt.want)
+		}
+	}
+}
+
+func TestDeviceMatcher(t *testing.T) {
+	device := uevent{"MAJOR": "98", "MINOR": "1", "DEVNAME": "ubda1", "PARTUUID": "ab-01", "PARTNAME": "Linux"}
+	plain := uevent{"MAJOR": "98", "MINOR": "0", "DEVNAME": "ubda"}
+	for _, root := range []string{"/dev/ubda1", "98:1", "PARTUUID=AB-01", "PARTLABEL=Linux"} {
+		match, err := deviceMatcher(root)
+		if err != nil {
+			t.Errorf("deviceMatcher(%q): %v", root, err)
+			continue
+		}
+		if !match(device) || match(plain) {
+			t.Errorf("deviceMatcher(%q) = %v, %v, want true, false", root, match(device), match(plain))
+		}
+	}
+	for _, root := range []string{"PARTUUID=", "PARTLABEL="} {
+		if match, err := deviceMatcher(root); err != nil || match(plain) {
+			t.Errorf("deviceMatcher(%q) matches a device without one (%v)", root, err)
+		}
+	}
+	for _, root := range []string{"LABEL=x", "UUID=1234", "mtd0", "0803", ":", "98:"} {
+		if _, err := deviceMatcher(root); err == nil || !strings.Contains(err.Error(), "root="+root) {
+			t.Errorf("deviceMatcher(%q) error = %v, want one that names it", root, err)
+		}
+	}
+}
+
+func TestBlockDevices(t *testing.T) {
+	sys := t.TempDir()
+	dir := filepath.Join(sys, "class/block/ubda1")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "uevent"), []byte("MAJOR=98\nMINOR=1\nDEVNAME=ubda1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	got, err := blockDevices(sys)
+	want := []uevent{{"MAJOR": "98", "MINOR": "1", "DEVNAME": "ubda1"}}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("blockDevices() = %v, %v, want %v", got, err, want)
+	}
+}
+
+func TestWaitForDeviceGivesUp(t *testing.T) {
+	start := time.Now()
+	_, err := waitForDevice(cmdline{root: "/dev/no such device", rootWait: 3 * pollInterval})
+	if err == nil || !strings.Contains(err.Error(), "root=/dev/no such device: no such block device") {
+		t.Errorf("waitForDevice() error = %v", err)
+	}
+	if took := time.Since(start); took < 3*pollInterval {
+		t.Errorf("waitForDevice() gave up after %v", took)
+	}
+}
+
+func TestIsEmpty(t *testing.T) {
+	dir := t.TempDir()
+	for _, step := range []struct {
+		add  string
+		want bool
+	}{{"", true}, {"lost+found", true}, {"etc", false}} {
+		if err := os.MkdirAll(filepath.Join(dir, step.add), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := isEmpty(dir); got != step.want || err != nil {
+			t.Errorf("isEmpty() with %q = %v, %v, want %v", step.add, got, err, step.want)
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package boot
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"github.com/cavaliergopher/cpio"
+)
+
+func testSettings() Settings {
+	return Settings{
+		Hostname:       "guest",
+		RootPassword:   "secret",
+		AuthorizedKeys: []string{"ssh-ed25519 AAAA me"},
+		Network: &Network{
+			Device:      "eth0",
+			Address:     netip.MustParsePrefix("10.0.2.15/24"),
+			Gateway:     netip.MustParseAddr("10.0.2.2"),
+			Nameservers: []netip.Addr{netip.MustParseAddr("10.0.2.3")},
+			Search:      []string{"example.org"},
+		},
+	}
+}
+
+func TestSettingsRoundTrip(t *testing.T) {
+	want := testSettings()
+	data, err := want.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ParseSettings(data)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("ParseSettings(Marshal()) = %+v, %v, want %+v", got, err, want)
+	}
+	if _, err := ParseSettings([]byte("{")); err == nil {
+		t.Error("ParseSettings of half an object: no error")
+	}
+}
+
+// TestInitramfs reads both archives back, with a base whose length is no multiple of four.
+func TestInitramfs(t *testing.T) {
+	for _, length := range []int{0, 1, 2, 3, 4, 511} {
+		base := filepath.Join(t.TempDir(), "base")
+		content := bytes.Repeat([]byte{'x'}, length)
+		if err := os.WriteFile(base, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := Initramfs(base, testSettings())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		start := (length + 3) / 4 * 4
+		head := make([]byte, length)
+		if _, err := f.ReadAt(head, 0); (err != nil && !errors.Is(err, io.EOF)) || !bytes.Equal(head, content) {
+			t.Errorf("the base archive of %d bytes is not at the start: %q, %v", length, head, err)
+		}
+		archive := cpio.NewReader(io.NewSectionReader(f, int64(start), 1<<20))
+		header, err := archive.Next()
+		if err != nil || "/"+header.Name != SettingsPath || header.Mode != cpio.TypeReg|0o600 {
+			t.Fatalf("base of %d bytes: first file %+v, %v, want %s, for its owner alone", length, header, err, SettingsPath)
+		}
+		data, err := io.ReadAll(archive)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ParseSettings(data); err != nil || !reflect.DeepEqual(got, testSettings()) {
+			t.Errorf("settings in the archive = %+v, %v", got, err)
+		}
+		if _, err := archive.Next(); !errors.Is(err, io.EOF) {
+			t.Errorf("after the settings: %v, want the end of the archive", err)
+		}
+	}
+}
+
+func TestInitramfsMissing(t *testing.T) {
+	if _, err := Initramfs("/does/not/exist", Settings{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Initramfs without a base: %v", err)
+	}
+}
