@@ -1,0 +1,152 @@
+// Package uml runs a User-Mode Linux kernel as a child process: Options say what it gets, Cmdline turns them
+// into the kernel's arguments without touching anything, Start runs it, and the Kernel is waited for, or
+// killed. It knows neither what the guest runs nor who is at the other end of its network.
+//
+// The files that the kernel inherits, and their numbers: the console as 0 and 1, its diagnostics as 2, then, as
+// far as given, the initramfs and the network socket.
+package uml
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// loopsPerJiffy spares the kernel the calibration of its delay loop, 0.1 s of every boot. The loop only serves
+// udelay() of device drivers, and UML has no hardware to wait for: the figure (2 GHz at 100 Hz) may be off by
+// any factor.
+const loopsPerJiffy = 20_000_000
+
+// vectorDepth is the number of frames that the NIC moves in one system call, and NAPI's weight at most
+// (arch/um/drivers/vector_kern.c warns above 64).
+const vectorDepth = 64
+
+// noSpareDevices keeps drivers that are built in from making devices nobody asked for: the guest's list of network
+// interfaces is to be lo and eth0.
+var noSpareDevices = []string{"fb_tunnels=none", "dummy.numdummies=0", "ifb.numifbs=0", "bonding.max_bonds=0"}
+
+// Options describe one kernel process. The zero value of a field leaves that part out.
+type Options struct {
+	// Path of the kernel binary.
+	Path string
+	// Mem is the guest's RAM in bytes.
+	Mem uint64
+	// HostFS is the only directory of the host whose files the guest can mount (as type hostfs).
+	HostFS string
+	// Dir is a writable directory for the pid file and the management console's socket, which is
+	// Dir/ID/mconsole. With Dir unset the kernel would take ~/.uml, and hang where that cannot be written.
+	Dir, ID string
+	// Notify is the socket to which the kernel sends its notifications (package mconsole).
+	Notify string
+	// Initramfs is a cpio archive, read by the kernel before anything else runs.
+	Initramfs *os.File
+	// NIC is the guest's network; nil leaves it without one.
+	NIC *NIC
+	// Console becomes the main console, tty0: a terminal or a pipe. UML cannot poll a plain file.
+	Console *os.File
+	// Stderr gets what the kernel says before it has a console, and why it gave up.
+	Stderr *os.File
+	// Args are raw kernel arguments of the user. One that sets what an argument of ours sets replaces it.
+	Args []string
+}
+
+// NIC is the first interface of the vector driver, vec0, on one end of a SOCK_SEQPACKET socket pair that
+// carries one Ethernet frame in a message.
+type NIC struct {
+	Socket *os.File
+	MAC    net.HardwareAddr
+	// MTU in bytes, without the Ethernet header.
+	MTU int
+}
+
+// files are what the kernel inherits after its standard streams; the first becomes number 3.
+func (o Options) files() []*os.File {
+	var files []*os.File
+	if o.Initramfs != nil {
+		files = append(files, o.Initramfs)
+	}
+	if o.NIC != nil {
+		files = append(files, o.NIC.Socket)
+	}
+	return files
+}
+
+// fd tells which number f has in the kernel process.
+func (o Options) fd(f *os.File) int {
+	return 3 + slices.Index(o.files(), f)
+}
+
+// Cmdline returns the kernel's arguments, ours first. It has no side effects.
+func (o Options) Cmdline() []string {
+	var ours []string
+	add := func(format string, a ...any) { ours = append(ours, fmt.Sprintf(format, a...)) }
+	if o.Mem != 0 {
+		add("mem=%d", o.Mem)
+	}
+	if o.HostFS != "" {
+		add("hostfs=%s", o.HostFS)
+	}
+	if o.Dir != "" {
+		add("uml_dir=%s", o.Dir)
+		add("umid=%s", o.ID)
+	}
+	if o.Notify != "" {
+		add("mconsole=notify:%s", o.Notify)
+	}
+	if o.Initramfs != nil {
+		add("initrd=/proc/self/fd/%d", o.fd(o.Initramfs))
+	}
+	if o.NIC != nil {
+		add("vec0:transport=fd,fd=%d,mtu=%d,depth=%d,mac=%s", o.fd(o.NIC.Socket), o.NIC.MTU, vectorDepth, o.NIC.MAC)
+	}
+	// A guest's reboot must end the process; without noreboot UML executes itself anew, for ever.
+	add("con0=fd:0,fd:1")
+	add("con=null")
+	add("noreboot")
+	add("seccomp=auto")
+	add("lpj=%d", loopsPerJiffy)
+	ours = append(ours, noSpareDevices...)
+
+	ours = slices.DeleteFunc(ours, func(arg string) bool {
+		return slices.ContainsFunc(o.Args, func(user string) bool { return argKey(user) == argKey(arg) })
+	})
+	return append(ours, o.Args...)
+}
+
+// argKey is the name that an argument sets: "mem" of "mem=1G", "vec0" of "vec0:transport=tap".
+func argKey(arg string) string {
+	if i := strings.IndexAny(arg, "=:"); i >= 0 {
+		return arg[:i]
+	}
+	return arg
+}
+
+// MemArg finds the guest RAM in bytes that the last mem= of args asks for, with the kernel's own suffixes
+// (memparse in lib/cmdline.c).
+func MemArg(args []string) (size uint64, ok bool) {
+	for _, arg := range args {
+		value, found := strings.CutPrefix(arg, "mem=")
+		if !found {
+			continue
+		}
+		digits := strings.TrimRight(value, "kKmMgGtT")
+		n, err := strconv.ParseUint(digits, 0, 64)
+		if err != nil || len(value)-len(digits) > 1 {
+			continue
+		}
+		shift := map[string]int{"k": 10, "m": 20, "g": 30, "t": 40}[strings.ToLower(value[len(digits):])]
+		size, ok = n<<shift, true
+	}
+	return size, ok
+}
+
+// queries are the arguments at which the kernel prints something about itself and exits.
+var queries = []string{"--help", "--version", "--showconfig"}
+
+// IsQuery reports whether args only ask the kernel about itself.
+func IsQuery(args []string) bool {
+	return slices.ContainsFunc(args, func(arg string) bool { return slices.Contains(queries, arg) })
+}
