@@ -23,8 +23,10 @@ func TestParseCmdline(t *testing.T) {
 		{"init=", cmdline{}},
 		{"root=/dev/ubda ro", cmdline{root: "/dev/ubda", readOnly: true}},
 		{"ro rw", cmdline{}},
-		{"root=/dev/root rootfstype=hostfs rootflags=/sub",
-			cmdline{root: "/dev/root", rootTypes: []string{"hostfs"}, rootFlags: "/sub"}},
+		{
+			"root=/dev/root rootfstype=hostfs rootflags=/sub",
+			cmdline{root: "/dev/root", rootTypes: []string{"hostfs"}, rootFlags: "/sub"},
+		},
 		{"rootfstype=ext4,,xfs", cmdline{rootTypes: []string{"ext4", "xfs"}}},
 		{"rootflags=a=b,c", cmdline{rootFlags: "a=b,c"}},
 		{`rootflags="/a b" ro`, cmdline{rootFlags: "/a b", readOnly: true}},

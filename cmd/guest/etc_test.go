@@ -17,8 +17,10 @@ func TestResolvConf(t *testing.T) {
 		want    string
 	}{
 		{boot.Network{Nameservers: servers[:1]}, "nameserver 10.0.2.3\n"},
-		{boot.Network{Nameservers: servers, Search: []string{"a.example", "b"}, Options: []string{"ndots:2", "edns0"}},
-			"nameserver 10.0.2.3\nnameserver fd00::3\nsearch a.example b\noptions ndots:2 edns0\n"},
+		{
+			boot.Network{Nameservers: servers, Search: []string{"a.example", "b"}, Options: []string{"ndots:2", "edns0"}},
+			"nameserver 10.0.2.3\nnameserver fd00::3\nsearch a.example b\noptions ndots:2 edns0\n",
+		},
 	}
 	for _, tt := range tests {
 		_, got, _ := strings.Cut(string(resolvConf(tt.network)), "\n") // without the comment

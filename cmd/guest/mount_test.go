@@ -35,8 +35,16 @@ func TestOpenInRoot(t *testing.T) {
 		name string
 		want error
 	}{
-		{"etc/file", nil}, {"/etc/file", nil}, {"absolute", nil}, {"relative", nil}, {"up", nil}, {"etc/up", nil},
-		{"../../secret", nil}, {"loop", unix.ELOOP}, {"dangling", unix.ENOENT}, {"outside", unix.ENOENT},
+		{"etc/file", nil},
+		{"/etc/file", nil},
+		{"absolute", nil},
+		{"relative", nil},
+		{"up", nil},
+		{"etc/up", nil},
+		{"../../secret", nil},
+		{"loop", unix.ELOOP},
+		{"dangling", unix.ENOENT},
+		{"outside", unix.ENOENT},
 	}
 	for _, tt := range tests {
 		fd, err := openInRoot(int(root.Fd()), tt.name, unix.O_RDONLY)

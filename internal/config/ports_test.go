@@ -32,7 +32,8 @@ func TestParsePorts(t *testing.T) {
 		{"[::1]:443:443", []Forward{{HostAddr: v6, HostPort: 443, GuestPort: 443, Count: 1}}},
 		{"[::ffff:127.0.0.1]:1:1", []Forward{{HostAddr: v4, HostPort: 1, GuestPort: 1, Count: 1}}},
 		{"80:80,443:443 \n\t53:53/udp,,", []Forward{
-			{HostPort: 80, GuestPort: 80, Count: 1}, {HostPort: 443, GuestPort: 443, Count: 1},
+			{HostPort: 80, GuestPort: 80, Count: 1},
+			{HostPort: 443, GuestPort: 443, Count: 1},
 			{Proto: UDP, HostPort: 53, GuestPort: 53, Count: 1},
 		}},
 		{"80:80/tcp 80:81/udp", []Forward{

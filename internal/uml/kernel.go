@@ -59,7 +59,11 @@ func Start(o Options) (*Kernel, error) {
 func (k *Kernel) run(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	// The modes of files on hostfs are the guest's to decide; our umask would cut them a second time. It belongs to
+	// the whole process, but while a kernel starts nothing else makes files here.
+	umask := syscall.Umask(0)
 	err := k.cmd.Start()
+	syscall.Umask(umask)
 	started <- err
 	if err != nil {
 		return

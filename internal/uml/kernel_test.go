@@ -49,8 +49,9 @@ func wait(t *testing.T, k *Kernel) Exit {
 }
 
 func TestStart(t *testing.T) {
-	o, output := fakeKernel(t, `echo "args: $*" >&2; cat <&3 >&2; echo " tmpdir: $TMPDIR" >&2; exit 7`)
+	o, output := fakeKernel(t, `echo "args: $*" >&2; cat <&3 >&2; echo " tmpdir: $TMPDIR" >&2; umask >&2; exit 7`)
 	t.Setenv("TMPDIR", "/on/a/disk")
+	defer syscall.Umask(syscall.Umask(0o077))
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +72,7 @@ func TestStart(t *testing.T) {
 		t.Errorf("exit = %+v, want code 7", exit)
 	}
 	out := output()
-	for _, want := range []string{"initrd=/proc/self/fd/3", "quiet\n", "inherited tmpdir: \n"} {
+	for _, want := range []string{"initrd=/proc/self/fd/3", "quiet\n", "inherited tmpdir: \n", "\n0000\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in %q", want, out)
 		}
