@@ -1,0 +1,183 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"entrypoint": main,
+		"fakekernel": func() { os.Exit(fakeKernel(os.Args[1:])) },
+	})
+}
+
+// TestScripts runs the real main() against a fake kernel; the scripts read like a manual.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			// testscript puts its commands' directory first.
+			bin, _, _ := strings.Cut(env.Getenv("PATH"), string(os.PathListSeparator))
+			env.Setenv("KERNEL", filepath.Join(bin, "fakekernel"))
+			env.Setenv("ROOTFS", filepath.Join(env.WorkDir, "rootfs"))
+			env.Setenv("INITRAMFS", filepath.Join(env.WorkDir, "initramfs"))
+			env.Setenv("HOSTNAME", "tester")
+			env.Setenv("PORTS", "")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"waitfile": waitFile},
+	})
+}
+
+// waitFile is the script command "waitfile NAME": it waits until the file is there, and removes it.
+func waitFile(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: waitfile NAME")
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		err := os.Remove(ts.MkAbs(args[0]))
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("waited in vain: %v", err)
+		}
+	}
+}
+
+// Layout and constants of arch/um/drivers/mconsole.h.
+const (
+	mconsoleMagic   = 0xcafebabe
+	mconsoleVersion = 2
+	notifySocket    = 0
+	notifyPanic     = 1
+)
+
+// fakeKernel behaves like the kernel as far as the supervisor can see. What else it does is told by arguments
+// that start with "fake.": exit=N (as soon as it is up), panic=TEXT, early=TEXT (gives up before it is up),
+// deaf (never acts on a command), cad=N (exit code at Ctrl-Alt-Del; default 0), console=TEXT, ready=FILE (made when
+// it is up).
+func fakeKernel(args []string) int {
+	value := func(prefix string) (string, bool) {
+		i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, prefix) })
+		if i < 0 {
+			return "", false
+		}
+		return args[i][len(prefix):], true
+	}
+	code := func(s string) int {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			panic(err)
+		}
+		return n
+	}
+	if slices.Contains(args, "--version") {
+		fmt.Println("7.2-fake")
+		return 0
+	}
+	if text, ok := value("fake.early="); ok {
+		fmt.Fprintln(os.Stderr, text)
+		return 1
+	}
+	// As UML does; a supervisor that sends SIGTERM to the kernel loses the guest's data.
+	terms := make(chan os.Signal, 1)
+	signal.Notify(terms, syscall.SIGTERM, syscall.SIGINT)
+
+	dir, _ := value("uml_dir=")
+	id, _ := value("umid=")
+	socket := filepath.Join(dir, id, "mconsole")
+	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
+		panic(err)
+	}
+	console, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		panic(err)
+	}
+	notify, _ := value("mconsole=notify:")
+	send := func(kind uint32, text string) {
+		conn, err := net.Dial("unixgram", notify)
+		if err != nil {
+			panic(err)
+		}
+		defer conn.Close()
+		msg := binary.NativeEndian.AppendUint32(nil, mconsoleMagic)
+		msg = binary.NativeEndian.AppendUint32(msg, mconsoleVersion)
+		msg = binary.NativeEndian.AppendUint32(msg, kind)
+		msg = binary.NativeEndian.AppendUint32(msg, uint32(len(text)))
+		data := make([]byte, 512)
+		copy(data, text)
+		if _, err := conn.Write(append(msg, data...)); err != nil {
+			panic(err)
+		}
+	}
+	send(notifySocket, socket)
+	fmt.Printf("fake kernel is up: %s\r\n", strings.Join(args, " "))
+	if text, ok := value("fake.console="); ok {
+		fmt.Printf("%s\r\n", text)
+	}
+	if file, ok := value("fake.ready="); ok {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			panic(err)
+		}
+	}
+	if text, ok := value("fake.panic="); ok {
+		send(notifyPanic, text)
+		time.Sleep(time.Hour)
+	}
+	if n, ok := value("fake.exit="); ok {
+		return code(n)
+	}
+
+	commands := make(chan string)
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, from, err := console.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			reply := make([]byte, 12+512)
+			if _, err := console.WriteTo(reply, from); err != nil {
+				return
+			}
+			length := binary.NativeEndian.Uint32(buf[8:])
+			commands <- string(bytes.TrimRight(buf[12:min(n, 12+int(length))], "\x00"))
+		}
+	}()
+	_, deaf := value("fake.deaf")
+	for {
+		select {
+		case <-terms:
+			fmt.Print("the kernel was sent SIGTERM: data is lost\r\n")
+			return 1
+		case command := <-commands:
+			fmt.Printf("command: %s\r\n", command)
+			switch {
+			case deaf:
+			case command == "cad":
+				n, ok := value("fake.cad=")
+				if !ok {
+					n = "0"
+				}
+				return code(n)
+			case command == "halt":
+				return 0
+			}
+		}
+	}
+}

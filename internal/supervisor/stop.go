@@ -1,0 +1,86 @@
+package supervisor
+
+import (
+	"time"
+)
+
+// The way down. Docker gives a container 10 seconds between SIGTERM and SIGKILL; the rungs before the last one
+// take 8.5 s at most, so that the guest's file systems are in order even when its init does not answer.
+// SIGTERM never goes to the kernel's own process: UML's handler for it exits on the spot, without a sync.
+const (
+	// commandTimeout bounds the wait for the management console's answer. A busy guest takes milliseconds.
+	commandTimeout = 500 * time.Millisecond
+	// syncGrace lets the guest's sync get going before anything else happens.
+	syncGrace = 100 * time.Millisecond
+	// initGrace is the guest's init's time for an orderly shutdown.
+	initGrace = 6500 * time.Millisecond
+	// remountGrace is what the emergency remount gets, and haltGrace the kernel's exit.
+	remountGrace = 700 * time.Millisecond
+	haltGrace    = 700 * time.Millisecond
+)
+
+// rung is one step of the way down: an action, and the time until the next one is tried.
+type rung struct {
+	name  string
+	act   func() error
+	grace time.Duration
+}
+
+type stopLadder struct {
+	guest  *guest
+	rungs  []rung
+	killed bool
+}
+
+// newStopLadder asks the guest's init first, then the kernel, then nobody.
+func newStopLadder(g *guest) *stopLadder {
+	l := &stopLadder{guest: g}
+	l.rungs = []rung{
+		// An init that never asked for Ctrl-Alt-Del (a shell, say) is cut off by the next rung at once.
+		{"sync", func() error { return g.command("sysrq s") }, syncGrace},
+		{"ctrl-alt-del", func() error { return g.command("cad") }, initGrace},
+		{"remount read-only", func() error { return g.command("sysrq u") }, remountGrace},
+		{"halt", func() error { return g.command("halt") }, haltGrace},
+		l.kill(),
+	}
+	return l
+}
+
+// panicLadder waits for a kernel that is dying of itself, and then helps.
+func panicLadder(g *guest) *stopLadder {
+	l := &stopLadder{guest: g}
+	l.rungs = []rung{
+		{"wait for the kernel's own exit", func() error { return nil }, panicGrace},
+		l.kill(),
+	}
+	return l
+}
+
+func (l *stopLadder) kill() rung {
+	return rung{"kill", func() error {
+		l.killed = true
+		return l.guest.kernel.Kill()
+	}, time.Minute}
+}
+
+// next goes one rung down and tells when to go on. A rung whose action fails is left at once.
+func (l *stopLadder) next() <-chan time.Time {
+	for len(l.rungs) > 0 {
+		r := l.rungs[0]
+		// The last rung stays: there is nothing below it.
+		if len(l.rungs) > 1 {
+			l.rungs = l.rungs[1:]
+		}
+		start := time.Now()
+		err := r.act()
+		log := l.guest.log.Info()
+		if err != nil {
+			log = l.guest.log.Warn().Err(err)
+		}
+		log.Str("rung", r.name).Dur("dur", time.Since(start).Round(time.Microsecond)).Msg("stop")
+		if err == nil || len(l.rungs) == 1 && l.killed {
+			return time.After(r.grace)
+		}
+	}
+	return nil
+}
