@@ -1,0 +1,62 @@
+# Builds with the classic builder and with BuildKit, from Debian's archive and the Go module proxy.
+# The stages kernel and userland read kernel-config/ and rootfs/ only, and stay cached while the Go code changes.
+# Their order serves `docker build --target`: the classic builder builds all the stages above the target too.
+ARG BASE_IMAGE=debian:trixie-slim
+
+# --- What the building stages share: the suite that has the kernel's source and the Go compiler.
+FROM ${BASE_IMAGE} AS backports
+RUN sed -i 's/^Suites: trixie trixie-updates$/& trixie-backports/' /etc/apt/sources.list.d/debian.sources && \
+    grep -q 'trixie-backports$' /etc/apt/sources.list.d/debian.sources
+
+# --- /: the default guest's root file system.
+FROM ${BASE_IMAGE} AS userland
+COPY rootfs/debian/ /recipe/
+RUN /recipe/setup && rm -rf /recipe
+# Not by the script: in a build container these three are mounts of the builder's.
+COPY rootfs/debian/etc/hostname rootfs/debian/etc/hosts rootfs/debian/etc/resolv.conf /etc/
+
+# --- /linux: the guest kernel.
+FROM backports AS kernel
+ARG KERNEL_SERIES=7.2
+RUN apt-get update -qq && \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 \
+        linux-source-${KERNEL_SERIES} gcc libc6-dev make flex bison bc libelf-dev xz-utils patch >/dev/null && \
+    rm -rf /var/lib/apt/lists/*
+COPY kernel-config/ /kernel-config/
+RUN /kernel-config/build /usr/src /linux
+
+# --- /entrypoint and /initramfs: the Go programs.
+FROM backports AS go
+RUN apt-get update -qq && \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 \
+        golang-1.26-go ca-certificates libarchive-tools >/dev/null && \
+    rm -rf /var/lib/apt/lists/*
+ENV PATH=/usr/lib/go-1.26/bin:/usr/sbin:/usr/bin GOTOOLCHAIN=local CGO_ENABLED=0
+# Extra authorities for networks whose proxy opens TLS; see certs/README.md.
+COPY certs/ /usr/local/share/ca-certificates/
+RUN update-ca-certificates >/dev/null
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY cmd/ cmd/
+COPY internal/ internal/
+RUN go build -trimpath -ldflags "-s -w" -o /entrypoint ./cmd/entrypoint && \
+    go build -trimpath -ldflags "-s -w" -o /guest ./cmd/guest
+# bsdtar, because it takes owners, times and the device node from a list: as good without root, and the same each time.
+COPY rootfs/initramfs.mtree ./
+RUN bsdtar --format=newc -cf /initramfs @initramfs.mtree
+
+# --- The image. What changes least comes first.
+FROM scratch
+LABEL org.opencontainers.image.title="docker-usermode-linux" \
+      org.opencontainers.image.description="A whole Linux kernel in an unprivileged container" \
+      org.opencontainers.image.licenses="MIT AND GPL-2.0-only"
+COPY --from=userland / /rootfs/
+COPY --from=kernel /linux /linux
+COPY --from=go /initramfs /entrypoint /
+# Makes the directory, for the sockets between supervisor and kernel.
+WORKDIR /run
+ENV PATH=/
+EXPOSE 22
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/entrypoint"]
