@@ -15,8 +15,9 @@ type Kernel struct {
 	// Args are the arguments that it got.
 	Args []string
 
-	cmd  *exec.Cmd
-	exit chan Exit
+	cmd   *exec.Cmd
+	exit  chan Exit
+	ended chan struct{}
 }
 
 // Exit tells how a kernel process ended.
@@ -45,11 +46,14 @@ func Start(o Options) (*Kernel, error) {
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/", "TERM=linux"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 
-	k := &Kernel{Args: args, cmd: cmd, exit: make(chan Exit, 1)}
+	k := &Kernel{Args: args, cmd: cmd, exit: make(chan Exit, 1), ended: make(chan struct{})}
 	started := make(chan error)
 	go k.run(started)
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start kernel %s: %w", o.Path, err)
+	}
+	if hasOneCPU(args) {
+		go k.place()
 	}
 	return k, nil
 }
@@ -70,6 +74,7 @@ func (k *Kernel) run(started chan<- error) {
 	}
 	// A non-zero exit is no error of ours: ProcessState tells all of it.
 	_ = k.cmd.Wait()
+	close(k.ended)
 	k.exit <- exitOf(k.cmd.ProcessState)
 }
 

@@ -51,7 +51,8 @@ func TestSSH(t *testing.T) {
 		t.Errorf("PID 1 is %q, want systemd", got)
 	}
 	mem := remote(t, client, "sed -n 's/^MemTotal: *//p' /proc/meminfo")
-	if !regexp.MustCompile(`^(4[89]|5[012])\d{4} kB$`).MatchString(mem) {
+	// Less the kernel's own 28 MB, and up to 16 MB for a hole in its address space that Docker's seccomp profile makes.
+	if !regexp.MustCompile(`^(4[789]|5[01])\d{4} kB$`).MatchString(mem) {
 		t.Errorf("MemTotal = %s with MEM=512M", mem)
 	}
 	if got := remote(t, client, "ip -o -4 addr show dev eth0"); !strings.Contains(got, "10.0.2.15/24") {
