@@ -40,7 +40,9 @@ fuzz: need-go ## Each fuzz target for FUZZTIME
 	scripts/fuzz $(FUZZTIME)
 
 e2e: need-go need-docker ## Tests of the built image: boots real guests
-	E2E_IMAGE=$(IMAGE) $(GO) test -count=1 -timeout $(TIMEOUT) -v ./test/e2e/...
+	docker compose version >/dev/null 2>&1 || scripts/ensure docker-compose
+	command -v ssh >/dev/null || scripts/ensure openssh-client
+	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) $(GO) test -count=1 -timeout $(TIMEOUT) -v ./test/e2e/...
 
 bench: need-go image ## Boot times of the built image
 	E2E_IMAGE=$(IMAGE) $(GO) test -run '^$$' -bench . -benchtime 3x -count 1 ./bench/

@@ -19,7 +19,7 @@
 //	ROOT_PASSWORD        Password of root in the guest. Default voidlinux, which is public: a warning says so.
 //	                     The default is only given to a root that has no password yet.
 //	SSH_AUTHORIZED_KEYS  Public keys that may log in as root: lines of an authorized_keys file, or the path of
-//	                     one. When set, and ROOT_PASSWORD is not, login by password is off.
+//	                     one. When set, and ROOT_PASSWORD is not, root gets no password, and OpenSSH takes keys alone.
 //	HOSTNAME             Name of the guest. Docker sets it to the container's.
 //	LOG_LEVEL            trace, debug, info, warn or error: what is said of the supervisor's work on stderr.
 //	                     Default info.

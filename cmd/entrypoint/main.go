@@ -48,7 +48,7 @@ func dispatch(args []string) int {
 // query lets the kernel speak for itself.
 func query(args []string) int {
 	cfg, err := config.Load()
-	if err != nil {
+	if cfg.Kernel == "" {
 		return usage(err)
 	}
 	code, err := uml.Query(cfg.Kernel, args, os.Stdout, os.Stderr)

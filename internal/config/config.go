@@ -175,7 +175,7 @@ func (env environment) parse() (Config, error) {
 	c.LogFormat, err = parseLogFormat(cmp.Or(env.LogFormat, defaultLogFormat))
 	check("LOG_FORMAT", env.LogFormat, err)
 
-	c.Rootfs, err = parsePath(cmp.Or(env.Rootfs, defaultRootfs))
+	c.Rootfs, err = parseRootfs(cmp.Or(env.Rootfs, defaultRootfs))
 	check("ROOTFS", env.Rootfs, err)
 	c.Kernel, err = parsePath(cmp.Or(env.Kernel, defaultKernel))
 	check("KERNEL", env.Kernel, err)
@@ -277,6 +277,15 @@ func parseLogFormat(s string) (LogFormat, error) {
 		}
 	}
 	return Console, errors.New("not a log format; write console or json")
+}
+
+// parseRootfs is parsePath for what goes onto the kernel's command line, as hostfs=DIRECTORY[,OPTION].
+func parseRootfs(s string) (string, error) {
+	if strings.ContainsAny(s, ", \t\n\"") {
+		return "", errors.New("has a comma, a blank or a quote in it, which the kernel's command line cannot carry; " +
+			"rename the directory")
+	}
+	return parsePath(s)
 }
 
 func parsePath(s string) (string, error) {

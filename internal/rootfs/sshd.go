@@ -15,16 +15,23 @@ const (
 	sshdFile = sshdDir + "/00-docker-usermode-linux.conf"
 
 	sshdHeader = "# Written by docker-usermode-linux at start, from ROOT_PASSWORD and SSH_AUTHORIZED_KEYS.\n"
+
+	sshdKeysOnly = sshdHeader +
+		"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
 )
 
 // SetSSHServer writes the drop-in of an OpenSSH server that reads drop-ins, so that root can log in by the means
-// that s names and by no other. It writes nothing when root keeps a password of its own that s did not ask for.
+// that s names and by no other. When root keeps a password of its own that s did not ask for, it writes nothing, but
+// takes back that there is no login by password.
 func SetSSHServer(root *os.Root, s boot.Settings, state PasswordState) error {
 	text := sshdDropIn(s, state)
-	if text == "" {
-		return nil
+	var err error
+	if text != "" {
+		err = setSSHServer(root, text)
+	} else if old, _ := root.ReadFile(sshdFile); string(old) == sshdKeysOnly {
+		err = root.Remove(sshdFile) // of a start with other settings
 	}
-	if err := setSSHServer(root, text); err != nil {
+	if err != nil {
 		return fmt.Errorf("configure SSH server: %w", err)
 	}
 	return nil
@@ -57,8 +64,7 @@ func sshdDropIn(s boot.Settings, state PasswordState) string {
 	case s.RootPassword != "":
 		return ""
 	case len(s.AuthorizedKeys) > 0:
-		return sshdHeader +
-			"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
+		return sshdKeysOnly
 	default:
 		return sshdHeader + "PermitRootLogin prohibit-password\n"
 	}

@@ -70,20 +70,25 @@ func (n *Network) bindForward(f Forward) error {
 	guest := netip.AddrPortFrom(GuestAddr, f.Guest)
 	// An empty host is the IPv6 wildcard that takes IPv4 as well, or the IPv4 one where there is no IPv6.
 	addr := net.JoinHostPort("", strconv.Itoa(int(f.Host.Port())))
-	if a := f.Host.Addr(); a.IsValid() && !a.IsUnspecified() {
-		addr = f.Host.String()
+	family := ""
+	if a := f.Host.Addr(); a.IsValid() {
+		// 0.0.0.0 and [::] are one family each, as for docker run -p.
+		addr, family = f.Host.String(), "4"
+		if a.Is6() {
+			family = "6"
+		}
 	}
 	switch f.Proto {
 	case TCP:
 		config := net.ListenConfig{KeepAliveConfig: keepAlive}
-		l, err := config.Listen(n.ctx, "tcp", addr)
+		l, err := config.Listen(n.ctx, "tcp"+family, addr)
 		if err != nil {
 			return err
 		}
 		n.tcpForwards = append(n.tcpForwards, &tcpForward{listener: l.(*net.TCPListener), guest: guest})
 	case UDP:
 		var config net.ListenConfig
-		c, err := config.ListenPacket(n.ctx, "udp", addr)
+		c, err := config.ListenPacket(n.ctx, "udp"+family, addr)
 		if err != nil {
 			return err
 		}
@@ -106,7 +111,7 @@ func (n *Network) bindForward(f Forward) error {
 
 // hostName is the name of a listening address in messages.
 func hostName(a netip.AddrPort) string {
-	if !a.Addr().IsValid() || a.Addr().IsUnspecified() {
+	if !a.Addr().IsValid() {
 		return fmt.Sprintf("*:%d", a.Port())
 	}
 	return a.String()

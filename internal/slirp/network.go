@@ -95,7 +95,8 @@ func (p Proto) String() string {
 // Forward is one port of the host that leads to one of the guest.
 type Forward struct {
 	Proto Proto
-	// Host is where to listen. An invalid or unspecified address means all addresses, IPv4 and IPv6.
+	// Host is where to listen. An invalid address means all addresses, IPv4 and IPv6; 0.0.0.0 and :: those of
+	// one family.
 	Host netip.AddrPort
 	// Guest is the port at GuestAddr.
 	Guest uint16

@@ -36,7 +36,7 @@ func TestForwardErrors(t *testing.T) {
 			{Proto: TCP, Host: tcp.Addr().(*net.TCPAddr).AddrPort(), Guest: 22},
 			{Proto: UDP, Host: udp.LocalAddr().(*net.UDPAddr).AddrPort(), Guest: 53},
 			{Proto: TCP, Host: netip.MustParseAddrPort("192.0.2.1:8080"), Guest: 80},
-			{Proto: TCP, Host: netip.AddrPortFrom(netip.IPv4Unspecified(), port(tcp.Addr())), Guest: 80},
+			{Proto: TCP, Host: netip.AddrPortFrom(netip.Addr{}, port(tcp.Addr())), Guest: 80},
 		},
 	})
 	if err == nil {
@@ -50,6 +50,28 @@ func TestForwardErrors(t *testing.T) {
 	}
 	if got := strings.Split(err.Error(), "\n"); strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("New() =\n%v\nwant\n%s", err, strings.Join(want, "\n"))
+	}
+}
+
+// TestForwardFamilies checks that 0.0.0.0 and :: are one family each: the same port can lead to two of the guest's.
+func TestForwardFamilies(t *testing.T) {
+	p := freePort(t, "tcp")
+	for _, proto := range []Proto{TCP, UDP} {
+		host, guest, err := SocketPair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := New(Options{Socket: host, Log: zerolog.Nop(), Forwards: []Forward{
+			{Proto: proto, Host: netip.AddrPortFrom(netip.IPv4Unspecified(), p), Guest: 80},
+			{Proto: proto, Host: netip.AddrPortFrom(netip.IPv6Unspecified(), p), Guest: 81},
+		}})
+		if err != nil {
+			t.Fatalf("New() for %s = %v", proto, err)
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		guest.Close()
 	}
 }
 

@@ -13,9 +13,13 @@ import (
 	"docker-usermode-linux/internal/uml"
 )
 
-// foreignInitGrace is how long after the management console an initramfs that is not ours, and so reports nothing, has
-// the console for certain.
-const foreignInitGrace = 2 * time.Second
+const (
+	// foreignInitGrace is how long after the kernel's start an initramfs that is not ours, and so reports nothing, has
+	// the console for certain.
+	foreignInitGrace = 2 * time.Second
+	// lastWords is how long after the kernel's end its notifications are waited for.
+	lastWords = 50 * time.Millisecond
+)
 
 // guest is one running kernel and what has been seen of it so far.
 type guest struct {
@@ -40,6 +44,18 @@ func (g *guest) watch(signals <-chan os.Signal, events <-chan mconsole.Notificat
 	for {
 		select {
 		case exit := <-g.kernel.Exited():
+			// What the kernel had to say in its last moment may still be on its way.
+			for events != nil {
+				select {
+				case event, ok := <-events:
+					if !ok {
+						return exit
+					}
+					g.handle(event)
+				case <-time.After(lastWords):
+					return exit
+				}
+			}
 			return exit
 
 		case sig := <-signals:
@@ -57,8 +73,12 @@ func (g *guest) watch(signals <-chan os.Signal, events <-chan mconsole.Notificat
 				events = nil
 				continue
 			}
-			if g.handle(event) {
+			switch panicked := g.handle(event); {
+			case panicked:
 				g.stop = panicLadder(g)
+				deadline = g.stop.next()
+			case event.Kind == mconsole.Socket && g.stop != nil && g.stop.early:
+				g.stop.early = false
 				deadline = g.stop.next()
 			}
 
@@ -76,12 +96,13 @@ func (g *guest) handle(event mconsole.Notification) bool {
 	switch event.Kind {
 	case mconsole.Socket:
 		g.booted = true
+		// The user may have moved it, by umid= or uml_dir=.
+		g.client = mconsole.NewClient(event.Data)
 		// The kernel has unpacked it; it held secrets and 5 MB.
 		if err := g.initramfs.Truncate(0); err != nil {
 			g.log.Warn().Err(err).Msg("initramfs stays in memory")
 		}
 		g.log.Debug().Dur("dur", g.age()).Msg("kernel's management console is up")
-		time.AfterFunc(foreignInitGrace, g.console.startInput)
 	case mconsole.Panic, mconsole.Hang:
 		g.panicked = true
 		g.log.Error().Str("reason", event.Data).Msg("kernel panic")
@@ -95,6 +116,9 @@ func (g *guest) handle(event mconsole.Notification) bool {
 
 // report turns the end of the kernel's process into the container's exit code, and says why if it is not 0.
 func (g *guest) report(exit uml.Exit, messages *messageLog) (int, error) {
+	if !g.booted && exit.Code != 0 {
+		messages.replay()
+	}
 	switch {
 	case g.panicked:
 		return exitPanic, fmt.Errorf("the guest's kernel panicked: %s", "see the console's last lines above")
@@ -103,7 +127,6 @@ func (g *guest) report(exit uml.Exit, messages *messageLog) (int, error) {
 	case exit.Signal != 0:
 		return exit.Code, fmt.Errorf("the kernel process %d %s", g.kernel.PID(), exit)
 	case exit.Code != 0 && !g.booted:
-		messages.replay()
 		return exit.Code, fmt.Errorf("the kernel gave up early: it %s", exit)
 	}
 	g.log.Info().Int("code", exit.Code).Dur("dur", g.age()).Msg("guest has ended")

@@ -1,15 +1,19 @@
 package supervisor
 
 import (
+	"context"
+	"errors"
 	"time"
 )
 
 // The way down. Docker gives a container 10 seconds between SIGTERM and SIGKILL; the rungs before the last one
-// take 8.5 s at most, so that the guest's file systems are in order even when its init does not answer.
+// take 9 s at most, so that the guest's file systems are in order even when its init does not answer.
 // SIGTERM never goes to the kernel's own process: UML's handler for it exits on the spot, without a sync.
 const (
 	// commandTimeout bounds the wait for the management console's answer. A busy guest takes milliseconds.
 	commandTimeout = 500 * time.Millisecond
+	// bootGrace is for a kernel that has only just been started to come far enough to take a command: 0.1 s as a rule.
+	bootGrace = time.Second
 	// syncGrace lets the guest's sync get going before anything else happens.
 	syncGrace = 100 * time.Millisecond
 	// initGrace is the guest's init's time for an orderly shutdown.
@@ -27,8 +31,10 @@ type rung struct {
 }
 
 type stopLadder struct {
-	guest  *guest
-	rungs  []rung
+	guest *guest
+	rungs []rung
+	// early says that the first rung, the wait for the kernel, has not been left.
+	early  bool
 	killed bool
 }
 
@@ -42,6 +48,10 @@ func newStopLadder(g *guest) *stopLadder {
 		{"remount read-only", func() error { return g.command("sysrq u") }, remountGrace},
 		{"halt", func() error { return g.command("halt") }, haltGrace},
 		l.kill(),
+	}
+	if !g.booted {
+		l.early = true
+		l.rungs = append([]rung{{"wait for the kernel", func() error { return nil }, bootGrace}}, l.rungs...)
 	}
 	return l
 }
@@ -63,7 +73,8 @@ func (l *stopLadder) kill() rung {
 	}, time.Minute}
 }
 
-// next goes one rung down and tells when to go on. A rung whose action fails is left at once.
+// next goes one rung down and tells when to go on. A rung whose action fails is left at once; a command whose answer is
+// late counts as given, for a busy guest acts on it all the same.
 func (l *stopLadder) next() <-chan time.Time {
 	for len(l.rungs) > 0 {
 		r := l.rungs[0]
@@ -78,8 +89,8 @@ func (l *stopLadder) next() <-chan time.Time {
 			log = l.guest.log.Warn().Err(err)
 		}
 		log.Str("rung", r.name).Dur("dur", time.Since(start).Round(time.Microsecond)).Msg("stop")
-		if err == nil || len(l.rungs) == 1 && l.killed {
-			return time.After(r.grace)
+		if err == nil || errors.Is(err, context.DeadlineExceeded) || l.killed {
+			return time.After(r.grace - time.Since(start))
 		}
 	}
 	return nil

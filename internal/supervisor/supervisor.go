@@ -139,6 +139,7 @@ func run(cfg config.Config, args []string, signals <-chan os.Signal, streams Str
 	// The kernel has its own copies now; ours would keep its ends from ever closing.
 	guestSocket.Close()
 	con.start()
+	time.AfterFunc(foreignInitGrace, con.startInput)
 	messages.start()
 
 	networkDone := make(chan error, 1)
@@ -178,7 +179,7 @@ func warn(cfg config.Config, args []string, log zerolog.Logger) {
 				formatSize(limit-min(limit, kernelOverhead)))
 	}
 	if cfg.PasswordDefault {
-		log.Warn().Msg("root may log in with the publicly known default password; " +
+		log.Warn().Msg("root may log in with the publicly known default password, unless it has one of its own; " +
 			"set ROOT_PASSWORD, or SSH_AUTHORIZED_KEYS to allow keys alone")
 	}
 }

@@ -106,6 +106,8 @@ func (o Options) Cmdline() []string {
 	add("con0=fd:0,fd:1")
 	add("con=null")
 	add("noreboot")
+	// Else the guest's kernel.sysrq decides whether a sync and a remount that we ask for are done.
+	add("sysrq_always_enabled")
 	add("seccomp=auto")
 	add("lpj=%d", loopsPerJiffy)
 	ours = append(ours, noSpareDevices...)

@@ -34,7 +34,7 @@ func TestCmdline(t *testing.T) {
 	want := []string{
 		"mem=268435456", "hostfs=/rootfs", "uml_dir=/run/uml-1", "umid=guest", "mconsole=notify:/run/uml-1/notify",
 		"initrd=/proc/self/fd/3", "vec0:transport=fd,fd=4,mtu=1500,depth=64,mac=02:00:00:00:00:01",
-		"con0=fd:0,fd:1", "con=null", "noreboot", "seccomp=auto", "lpj=20000000",
+		"con0=fd:0,fd:1", "con=null", "noreboot", "sysrq_always_enabled", "seccomp=auto", "lpj=20000000",
 		"fb_tunnels=none", "dummy.numdummies=0", "ifb.numifbs=0", "bonding.max_bonds=0",
 	}
 	if got := testOptions(t).Cmdline(); !slices.Equal(got, want) {

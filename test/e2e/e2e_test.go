@@ -256,7 +256,8 @@ func remoteErr(client *ssh.Client, command string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// self is this test binary, which containers run as /peer (peer_test.go).
+// self is this test binary, which containers run as /peer (peer_test.go). In the image there is no C library: make e2e
+// builds it without cgo.
 func self(t testing.TB) string {
 	t.Helper()
 	exe, err := os.Executable()
