@@ -51,7 +51,7 @@ func TestSSH(t *testing.T) {
 		t.Errorf("PID 1 is %q, want systemd", got)
 	}
 	mem := remote(t, client, "sed -n 's/^MemTotal: *//p' /proc/meminfo")
-	// Less the kernel's own 28 MB, and up to 16 MB for a hole in its address space that Docker's seccomp profile makes.
+	// Less the kernel's own 30 MB, and up to 16 MB for a hole in its address space that Docker's seccomp profile makes.
 	if !regexp.MustCompile(`^(4[789]|5[01])\d{4} kB$`).MatchString(mem) {
 		t.Errorf("MemTotal = %s with MEM=512M", mem)
 	}
