@@ -45,7 +45,7 @@ e2e: need-go need-docker ## Tests of the built image: boots real guests
 	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) $(GO) test -count=1 -timeout $(TIMEOUT) -v ./test/e2e/...
 
 bench: need-go image ## Boot times of the built image
-	E2E_IMAGE=$(IMAGE) $(GO) test -run '^$$' -bench . -benchtime 3x -count 1 ./bench/
+	E2E_IMAGE=$(IMAGE) $(GO) test -run '^$$' -bench . -benchtime 5x -count 3 ./bench/
 
 clean: ## Remove the images and what the build left here (not Docker's build cache)
 	docker image rm -f $(IMAGE)
