@@ -121,7 +121,7 @@ func (g *guest) report(exit uml.Exit, messages *messageLog) (int, error) {
 	}
 	switch {
 	case g.panicked:
-		return exitPanic, fmt.Errorf("the guest's kernel panicked: %s", "see the console's last lines above")
+		return exitPanic, errors.New("the guest's kernel panicked: see the console's last lines above")
 	case g.stop != nil && g.stop.killed:
 		return exit.Code, errors.New("the guest did not power off in time and was killed; unwritten data in it is lost")
 	case exit.Signal != 0:
