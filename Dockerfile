@@ -1,15 +1,17 @@
 # Builds with the classic builder and with BuildKit, from Debian's archive and the Go module proxy.
-# The stages kernel and userland read kernel-config/ and rootfs/ only, and stay cached while the Go code changes.
+# The stages kernel and debian read kernel-config/ and rootfs/ only, and stay cached while the Go code changes.
 # Their order serves `docker build --target`: the classic builder builds all the stages above the target too.
 ARG BASE_IMAGE=debian:trixie-slim
+# What the guest has as its /: the stage debian, or any image; rootfs/README.md.
+ARG USERLAND=debian
 
 # --- What the building stages share: the suite that has the kernel's source and the Go compiler.
 FROM ${BASE_IMAGE} AS backports
 RUN sed -i 's/^Suites: trixie trixie-updates$/& trixie-backports/' /etc/apt/sources.list.d/debian.sources && \
     grep -q 'trixie-backports$' /etc/apt/sources.list.d/debian.sources
 
-# --- /: the default guest's root file system.
-FROM ${BASE_IMAGE} AS userland
+# --- /rootfs, unless USERLAND names something else: the default guest's root file system.
+FROM ${BASE_IMAGE} AS debian
 COPY rootfs/debian/ /recipe/
 RUN /recipe/setup && rm -rf /recipe
 # Not by the script: in a build container these three are mounts of the builder's.
@@ -40,11 +42,16 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY cmd/ cmd/
 COPY internal/ internal/
-RUN go build -trimpath -ldflags "-s -w" -o /entrypoint ./cmd/entrypoint && \
+RUN mkdir /image && \
+    go build -trimpath -ldflags "-s -w" -o /image/entrypoint ./cmd/entrypoint && \
+    ln -s entrypoint /image/guest && \
     go build -trimpath -ldflags "-s -w" -o /guest ./cmd/guest
 # bsdtar, because it takes owners, times and the device node from a list: as good without root, and the same each time.
 COPY rootfs/initramfs.mtree ./
-RUN bsdtar --format=newc -cf /initramfs @initramfs.mtree
+RUN bsdtar --format=newc -cf /image/initramfs @initramfs.mtree
+
+# --- /rootfs. COPY --from= takes no variables, FROM does; the name of a stage wins over that of an image.
+FROM ${USERLAND} AS userland
 
 # --- The image. What changes least comes first.
 FROM scratch
@@ -53,10 +60,11 @@ LABEL org.opencontainers.image.title="docker-usermode-linux" \
       org.opencontainers.image.licenses="MIT AND GPL-2.0-only"
 COPY --from=userland / /rootfs/
 COPY --from=kernel /linux /linux
-COPY --from=go /initramfs /entrypoint /
+COPY --from=go /image/ /
 # Makes the directory, for the sockets between supervisor and kernel.
 WORKDIR /run
 ENV PATH=/
 EXPOSE 22
 STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 CMD ["/entrypoint", "healthcheck"]
 ENTRYPOINT ["/entrypoint"]

@@ -1,16 +1,21 @@
 # `make help` lists what there is. Needs Docker, and Go as new as go.mod says; installs small tools that are missing.
 IMAGE      ?= docker-usermode-linux
 BASE_IMAGE ?= debian:trixie-slim
+# What the guest has as its /: debian, the recipe in rootfs/, or the name of any image.
+USERLAND   ?= debian
 FUZZTIME   ?= 3s
 # Time for the whole of `go test`, and where `make run` publishes the guest's SSH server.
 TIMEOUT    ?= 20m
+# Of the network's benchmark: seconds for each measurement, how often each is made, FORCE=1 for a busy machine.
+SECONDS    ?= 5
+ROUNDS     ?= 3
 SSH        ?= 127.0.0.1:2222
 
 GO := go
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help base-image certs image run test lint unit fuzz e2e bench clean need-go need-docker
+.PHONY: help base-image certs image run test lint unit fuzz soak e2e rounds bench bench-boot bench-net clean need-go need-docker
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,7 +27,7 @@ certs: ## Copy this machine's extra certificate authorities (and EXTRA_CA=file) 
 	scripts/certs $(EXTRA_CA)
 
 image: base-image certs ## Build the image (the kernel takes minutes, the first time)
-	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .
+	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg USERLAND=$(USERLAND) -t $(IMAGE) .
 
 run: image ## Build, then boot a guest: ssh -p 2222 root@127.0.0.1
 	docker run --rm -i $$(test -t 0 && echo -t) --name docker-usermode-linux -p $(SSH):22 $(RUN_FLAGS) $(IMAGE)
@@ -39,16 +44,29 @@ unit: need-go ## Unit tests, with the race detector
 fuzz: need-go ## Each fuzz target for FUZZTIME
 	scripts/fuzz $(FUZZTIME)
 
+soak: need-go ## 200,000 connections and 200,000 UDP flows each way, minutes
+	SOAK=200000 $(GO) test -count=1 -run '^TestSoak' -timeout $(TIMEOUT) -v ./internal/slirp/
+
 e2e: need-go need-docker ## Tests of the built image: boots real guests
 	docker compose version >/dev/null 2>&1 || scripts/ensure docker-compose
 	command -v ssh >/dev/null || scripts/ensure openssh-client
-	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) $(GO) test -count=1 -timeout $(TIMEOUT) -v ./test/e2e/...
+	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs
+	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) E2E_BASE_IMAGE=$(BASE_IMAGE) $(GO) test -count=1 -timeout $(TIMEOUT) -v ./test/e2e/...
 
-bench: need-go image ## Boot times of the built image
+rounds: need-go need-docker ## Start and stop one guest 500 times, half an hour
+	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs
+	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) STOP_ROUNDS=500 $(GO) test -count=1 -timeout 2h -v -run TestStopRounds ./test/e2e/
+
+bench: bench-boot bench-net ## Boot times of the built image, and its network beside its peers'
+
+bench-boot: need-go image
 	E2E_IMAGE=$(IMAGE) $(GO) test -run '^$$' -bench . -benchtime 5x -count 3 ./bench/
 
+bench-net: need-go image ## The network alone; to try the benchmark itself: SECONDS=1 ROUNDS=1 FORCE=1 RAW=/tmp/net.txt
+	IMAGE=$(IMAGE) BASE_IMAGE=$(BASE_IMAGE) bench/net -seconds $(SECONDS) -rounds $(ROUNDS) $(if $(FORCE),-force)
+
 clean: ## Remove the images and what the build left here (not Docker's build cache)
-	docker image rm -f $(IMAGE)
+	docker image rm -f $(IMAGE) $(IMAGE)-bench
 	$(GO) clean -testcache
 	rm -rf bin
 

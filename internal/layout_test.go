@@ -13,20 +13,32 @@ import (
 
 // imports lists for each package of ours those of ours that it may import. A leaf has none.
 var imports = map[string][]string{
-	"cmd/entrypoint":     {"internal/config", "internal/pid1", "internal/supervisor", "internal/uml"},
-	"cmd/guest":          {"internal/boot", "internal/rootfs"},
+	"bench/load": {},
+	"cmd/entrypoint": {
+		"internal/agent", "internal/attach", "internal/config", "internal/control", "internal/pid1", "internal/slirp",
+		"internal/supervisor", "internal/uml",
+	},
+	"cmd/guest":          {"internal/agent", "internal/boot", "internal/rootfs"},
+	"internal/agent":     {},
+	"internal/attach":    {"internal/agent"},
 	"internal/boot":      {},
 	"internal/config":    {},
+	"internal/control":   {},
 	"internal/mconsole":  {},
 	"internal/pid1":      {},
 	"internal/rootfs":    {"internal/boot"},
 	"internal/slirp":     {"internal/slirp/dhcp", "internal/slirp/dns", "internal/slirp/link"},
-	"internal/slirp/dns": {}, "internal/slirp/dhcp": {}, "internal/slirp/link": {},
-	"internal/slirp/slirptest": {"internal/slirp/link"},
+	"internal/slirp/dns": {}, "internal/slirp/dhcp": {}, "internal/vhostuser": {},
+	"internal/slirp/link":      {"internal/vhostuser"},
+	"internal/slirp/slirptest": {"internal/vhostuser/vhostusertest"},
 	"internal/supervisor": {
-		"internal/boot", "internal/config", "internal/mconsole", "internal/slirp", "internal/slirp/dns", "internal/uml",
+		"internal/agent", "internal/attach", "internal/boot", "internal/config", "internal/control", "internal/mconsole",
+		"internal/slirp", "internal/slirp/dns", "internal/uml", "internal/vport",
 	},
-	"internal/uml": {},
+	"internal/uml":                     {},
+	"internal/vhostuser/vhostusertest": {"internal/vhostuser"},
+	"internal/vport":                   {"internal/vhostuser"},
+	"internal/vport/vporttest":         {"internal/vhostuser", "internal/vhostuser/vhostusertest"},
 }
 
 // TestLayout checks the import rules, and that every package says what it is.

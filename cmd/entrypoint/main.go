@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -28,19 +29,32 @@ const superviseRole = "supervise"
 // (SIGRTMIN+3) as their init name as STOPSIGNAL.
 var stopSignals = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPWR, unix.Signal(37)}
 
+// runRole is the command that boots a guest for one command in it, and execName the name of this binary by which it is
+// the command exec.
+const (
+	runRole  = "run"
+	execName = "guest"
+)
+
 func main() {
+	if filepath.Base(os.Args[0]) == execName {
+		os.Exit(execCommand(os.Args[1:]))
+	}
 	os.Exit(dispatch(os.Args[1:]))
 }
 
 // dispatch chooses the role and returns the exit code.
 func dispatch(args []string) int {
+	c, ok := findCommand(args)
 	switch {
-	case uml.IsQuery(args):
+	case ok && c.run != nil:
+		return c.run(args[1:])
+	case os.Getpid() != 1 && len(args) > 0 && args[0] == superviseRole:
+		return superviseRoleMain(args[1:])
+	case !ok && uml.IsQuery(args):
 		return query(args)
 	case os.Getpid() == 1:
 		return initRole(args)
-	case len(args) > 0 && args[0] == superviseRole:
-		args = args[1:]
 	}
 	return superviseRoleMain(args)
 }
@@ -82,13 +96,24 @@ func superviseRoleMain(args []string) int {
 }
 
 func supervise(args []string) int {
+	job := supervisor.Job{Args: args}
+	if len(args) > 0 && args[0] == runRole {
+		var code int
+		var ok bool
+		if job, code, ok = runJob(args[1:]); !ok {
+			return code
+		}
+	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, stopSignals...)
+	if err := pid1.Ready(); err != nil {
+		fmt.Fprintln(os.Stderr, "entrypoint:", err)
+	}
 	cfg, err := config.Load()
 	if err := errors.Join(err, cfg.CheckFiles()); err != nil {
 		return usage(err)
 	}
-	return supervisor.Run(cfg, args, signals, supervisor.Streams{
+	return supervisor.Run(cfg, job, signals, supervisor.Streams{
 		Stdin:  os.Stdin,
 		Stdout: os.Stdout,
 		Stderr: os.Stderr,

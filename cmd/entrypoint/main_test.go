@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -15,13 +19,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cavaliergopher/cpio"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"docker-usermode-linux/internal/agent"
+	"docker-usermode-linux/internal/vport/vporttest"
 )
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"entrypoint": main,
-		"fakekernel": func() { os.Exit(fakeKernel(os.Args[1:])) },
+		// Not os.Exit, which takes a second under the race detector.
+		"fakekernel": func() { syscall.Exit(fakeKernel(os.Args[1:])) },
 	})
 }
 
@@ -37,6 +46,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("INITRAMFS", filepath.Join(env.WorkDir, "initramfs"))
 			env.Setenv("HOSTNAME", "tester")
 			env.Setenv("PORTS", "")
+			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"waitfile": waitFile},
@@ -67,10 +77,33 @@ const (
 	notifyPanic     = 1
 )
 
+// fakeAgent is the guest's agent, whose commands run here. It closes off when the guest is to power off.
+func fakeAgent(path string, off chan<- struct{}) {
+	driver, err := vporttest.Connect(path)
+	if err != nil {
+		panic(err)
+	}
+	port, err := driver.Open()
+	if err != nil {
+		panic(err)
+	}
+	server := agent.NewServer(agent.ServerOptions{Handle: func(name string, _ []byte) ([]byte, error) {
+		switch name {
+		case agent.RequestStatus:
+			return json.Marshal(agent.Status{Kernel: "7.2-fake", Init: agent.InitStatus{Name: "fake", Up: true}})
+		case agent.RequestPowerOff:
+			close(off)
+			return json.Marshal(agent.PowerOff{By: "fake"})
+		}
+		return nil, errors.New(name)
+	}})
+	_ = server.Serve(context.Background(), port) // ends with this process
+}
+
 // fakeKernel behaves like the kernel as far as the supervisor can see. What else it does is told by arguments
 // that start with "fake.": exit=N (as soon as it is up), panic=TEXT, early=TEXT (gives up before it is up),
-// deaf (never acts on a command), cad=N (exit code at Ctrl-Alt-Del; default 0), console=TEXT, ready=FILE (made when
-// it is up).
+// agentless (has no agent), deaf (never acts on a command), cad=N (exit code at Ctrl-Alt-Del; default 0; deaf: none), console=TEXT, ready=FILE (made when
+// it is up), files (prints the initramfs: each file's mode and name, then its content).
 func fakeKernel(args []string) int {
 	value := func(prefix string) (string, bool) {
 		i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, prefix) })
@@ -125,6 +158,12 @@ func fakeKernel(args []string) int {
 			panic(err)
 		}
 	}
+	// Before it is up: the supervisor then empties the initramfs.
+	if _, ok := value("fake.files"); ok {
+		if err := printFiles(); err != nil {
+			panic(err)
+		}
+	}
 	send(notifySocket, socket)
 	fmt.Printf("fake kernel is up: %s\r\n", strings.Join(args, " "))
 	if text, ok := value("fake.console="); ok {
@@ -141,6 +180,14 @@ func fakeKernel(args []string) int {
 	}
 	if n, ok := value("fake.exit="); ok {
 		return code(n)
+	}
+
+	off := make(chan struct{})
+	if i := slices.IndexFunc(args, func(arg string) bool { return strings.HasSuffix(arg, ":3") }); i >= 0 {
+		if _, ok := value("fake.agentless"); !ok {
+			path := strings.TrimSuffix(strings.TrimPrefix(args[i], "virtio_uml.device="), ":3")
+			go fakeAgent(path, off)
+		}
 	}
 
 	commands := make(chan string)
@@ -162,6 +209,8 @@ func fakeKernel(args []string) int {
 	_, deaf := value("fake.deaf")
 	for {
 		select {
+		case <-off:
+			return 0
 		case <-terms:
 			fmt.Print("the kernel was sent SIGTERM: data is lost\r\n")
 			return 1
@@ -170,14 +219,38 @@ func fakeKernel(args []string) int {
 			switch {
 			case deaf:
 			case command == "cad":
-				n, ok := value("fake.cad=")
-				if !ok {
-					n = "0"
+				switch n, ok := value("fake.cad="); {
+				case !ok:
+					return 0
+				case n != "deaf":
+					return code(n)
 				}
-				return code(n)
 			case command == "halt":
 				return 0
 			}
 		}
+	}
+}
+
+// printFiles prints the initramfs, which in the scripts holds nothing but what the supervisor puts there.
+func printFiles() error {
+	file, err := os.Open("/proc/self/fd/3") // of its own: a read moves the offset
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	for archive := cpio.NewReader(file); ; {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Printf("file: %o %s\r\n", header.Mode, header.Name)
+		if _, err := io.Copy(os.Stdout, archive); err != nil {
+			return err
+		}
+		fmt.Print("\r\n")
 	}
 }

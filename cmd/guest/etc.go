@@ -50,7 +50,9 @@ func placeEtcFiles(root *os.Root, s boot.Settings) []error {
 	defer p.close()
 	var addr netip.Addr
 	if s.Network != nil {
-		addr = s.Network.Address.Addr()
+		if len(s.Network.Addresses) > 0 {
+			addr = s.Network.Addresses[0].Prefix.Addr()
+		}
 		if len(s.Network.Nameservers) > 0 {
 			errs = append(errs, p.placeResolvConf(*s.Network))
 		}
@@ -58,7 +60,7 @@ func placeEtcFiles(root *os.Root, s boot.Settings) []error {
 	if s.Hostname != "" {
 		errs = append(errs, p.place("etc/hostname", []byte(s.Hostname+"\n")))
 	}
-	errs = append(errs, p.place("etc/hosts", hosts(hostname, addr)), p.finish())
+	errs = append(errs, p.place("etc/hosts", hosts(hostname, addr, s.Hosts)), p.finish())
 	return dropNil(errs)
 }
 
@@ -225,9 +227,9 @@ func resolvedConf(n boot.Network) []byte {
 	return b.Bytes()
 }
 
-// hosts renders hosts(5) with what Docker writes. Without an address the host name is given Debian's 127.0.1.1, so
-// that it resolves in a guest without a network too.
-func hosts(hostname string, addr netip.Addr) []byte {
+// hosts renders hosts(5) with what Docker writes, and more entries after it. Without an address the host name is given
+// Debian's 127.0.1.1, so that it resolves in a guest without a network too.
+func hosts(hostname string, addr netip.Addr, more []boot.HostsEntry) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n" +
 		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
@@ -235,17 +237,19 @@ func hosts(hostname string, addr netip.Addr) []byte {
 		"ff00::\tip6-mcastprefix\n" +
 		"ff02::1\tip6-allnodes\n" +
 		"ff02::2\tip6-allrouters\n")
-	if hostname == "" || hostname == "localhost" {
-		return b.Bytes()
+	if hostname != "" && hostname != "localhost" {
+		if !addr.IsValid() {
+			addr = netip.AddrFrom4([4]byte{127, 0, 1, 1})
+		}
+		fmt.Fprintf(&b, "%s\t%s", addr, hostname)
+		if short, _, ok := strings.Cut(hostname, "."); ok {
+			fmt.Fprintf(&b, " %s", short)
+		}
+		b.WriteByte('\n')
 	}
-	if !addr.IsValid() {
-		addr = netip.AddrFrom4([4]byte{127, 0, 1, 1})
+	for _, e := range more {
+		fmt.Fprintf(&b, "%s\t%s\n", e.Addr, strings.Join(e.Names, " "))
 	}
-	fmt.Fprintf(&b, "%s\t%s", addr, hostname)
-	if short, _, ok := strings.Cut(hostname, "."); ok {
-		fmt.Fprintf(&b, " %s", short)
-	}
-	b.WriteByte('\n')
 	return b.Bytes()
 }
 

@@ -15,43 +15,63 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"docker-usermode-linux/internal/boot"
 )
 
 // defaultInits are tried in this order when the command line names no init. They are the kernel's, with the one
-// place of systemd where no link to it was made.
-var defaultInits = []string{"/sbin/init", "/etc/init", "/bin/init", "/usr/lib/systemd/systemd", "/bin/sh"}
+// place of systemd where no link to it was made, and without the shell, which is no init.
+var defaultInits = []string{"/sbin/init", "/etc/init", "/bin/init", "/usr/lib/systemd/systemd"}
+
+// defaultShell is what runs on the console where there is no init.
+const defaultShell = "/bin/sh"
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// findInits returns the programs to try as init, in this order: init, or without one those of defaultInits that
-// exist. It is asked before anything is written, so that a directory that is no root file system stays as it is.
-func findInits(root *os.Root, init string) ([]string, error) {
+// chooseInit returns the programs to try as init, in this order: init, or without one those of defaultInits that exist.
+// Where it returns none, this program is to stay as process 1, with a shell on the console if that is not "". It is
+// asked before anything is written, so that a directory that is no root file system stays as it is.
+func chooseInit(root *os.Root, init string, s boot.Settings) (inits []string, shell string, err error) {
+	if s.NoInit {
+		return nil, "", nil
+	}
 	dir, err := root.Open(".")
 	if err != nil {
-		return nil, fmt.Errorf("open root file system: %w", err)
+		return nil, "", fmt.Errorf("open root file system: %w", err)
 	}
 	defer dir.Close()
 	candidates := defaultInits
 	if init != "" {
 		candidates = []string{init}
 	}
-	var found []string
 	for _, candidate := range candidates {
-		// A dangling link counts as found: that it dangles is what the user has to be told.
-		if fd, err := openInRoot(int(dir.Fd()), candidate, unix.O_PATH|unix.O_NOFOLLOW); err == nil {
-			unix.Close(fd)
-			found = append(found, candidate)
+		if isThere(dir, candidate) {
+			inits = append(inits, candidate)
 		}
 	}
 	switch {
-	case len(found) > 0:
-		return found, nil
+	case len(inits) > 0:
+		return inits, "", nil
 	case init != "":
-		return nil, &exitError{codeNotFound, fmt.Errorf("init=%s: no such file in the root file system", init)}
+		return nil, "", &exitError{codeNotFound, fmt.Errorf("init=%s: no such file in the root file system", init)}
+	case isThere(dir, defaultShell):
+		return nil, defaultShell, nil
 	default:
-		return nil, &exitError{codeNotFound, fmt.Errorf("no init in the root file system, tried %s; name one with init=",
-			strings.Join(candidates, " "))}
+		return nil, "", &exitError{codeNotFound, fmt.Errorf(
+			"no init in the root file system, tried %s, and no %s; name one with init=, or run a single program with run",
+			strings.Join(candidates, " "), defaultShell)}
 	}
+}
+
+// isThere says whether there is a program of that name in the root file system. A dangling link counts: that it dangles
+// is what the user has to be told.
+func isThere(root *os.File, name string) bool {
+	fd, err := openInRoot(int(root.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
 }
 
 // execInit replaces this program by the first of inits that can be executed. It returns only with an error.

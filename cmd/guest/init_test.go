@@ -11,43 +11,47 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"docker-usermode-linux/internal/boot"
 )
 
-func TestFindInits(t *testing.T) {
+func TestChooseInit(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"bin/sh", "sbin/x", "usr/lib/systemd/systemd"} {
+	for _, name := range []string{"whole/bin/sh", "whole/sbin/x", "whole/usr/lib/systemd/systemd", "shell/bin/sh", "data/file"} {
 		writeFile(t, filepath.Join(dir, name), "")
 	}
 	for name, target := range map[string]string{"sbin/init": "/usr/lib/systemd/systemd", "dangling": "/nowhere"} {
-		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+		if err := os.Symlink(target, filepath.Join(dir, "whole", name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
-	tests := []struct {
-		init string
-		want string // "" for an error
+	for _, tt := range []struct {
+		tree, init  string
+		none        bool
+		want, shell string // both "" for an error, unless none
 	}{
-		{"", "/sbin/init /usr/lib/systemd/systemd /bin/sh"},
-		{"/bin/sh", "/bin/sh"},
-		{"/dangling", "/dangling"},
-		{"/no/such", ""},
-	}
-	for _, tt := range tests {
-		got, err := findInits(root, tt.init)
-		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
-			t.Skip("openat2(2) is not allowed here")
+		{tree: "whole", want: "/sbin/init /usr/lib/systemd/systemd"},
+		{tree: "whole", init: "/bin/sh", want: "/bin/sh"},
+		{tree: "whole", init: "/dangling", want: "/dangling"},
+		{tree: "whole", init: "/no/such"},
+		{tree: "whole", none: true},
+		{tree: "shell", shell: "/bin/sh"},
+		{tree: "shell", init: "/sbin/init"},
+		{tree: "data"},
+		{tree: "data", none: true},
+	} {
+		root, err := os.OpenRoot(filepath.Join(dir, tt.tree))
+		if err != nil {
+			t.Fatal(err)
 		}
+		defer root.Close()
+		got, shell, err := chooseInit(root, tt.init, boot.Settings{NoInit: tt.none})
 		var exit *exitError
-		if tt.want == "" && (!errors.As(err, &exit) || exit.code != codeNotFound) {
-			t.Errorf("findInits(%q) error = %v, want one with code %d", tt.init, err, codeNotFound)
+		if tt.want+tt.shell == "" && !tt.none && (!errors.As(err, &exit) || exit.code != codeNotFound) {
+			t.Errorf("chooseInit(%s, %q) error = %v, want one with code %d", tt.tree, tt.init, err, codeNotFound)
 		}
-		if strings.Join(got, " ") != tt.want {
-			t.Errorf("findInits(%q) = %q, %v, want %q", tt.init, got, err, tt.want)
+		if strings.Join(got, " ") != tt.want || shell != tt.shell {
+			t.Errorf("chooseInit(%+v) = %q, %q, %v", tt, got, shell, err)
 		}
 	}
 }

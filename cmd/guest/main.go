@@ -2,7 +2,7 @@
 
 // Command guest is /init of the initramfs: the first program that the guest kernel runs, and the one that makes
 // any root file system usable as a guest. It configures the NIC, mounts the root file system, applies the settings
-// of this boot, and becomes the guest's own init.
+// of this boot, starts the agent, and becomes the guest's own init.
 //
 // # Theory of operation
 //
@@ -11,19 +11,22 @@
 //     as early as possible.
 //  3. The root file system on /newroot: hostfs, or what root=, rootfstype=, rootflags=, ro and rw say (root.go).
 //     Without an init in it nothing is written: it may be a directory that was mounted there by mistake.
-//  4. Password, keys and SSH server, edited in place (package rootfs).
+//  4. The agent, a process of this program that stays and serves the supervisor (agent.go). Password, keys and SSH
+//     server, edited in place (package rootfs).
 //  5. /etc/resolv.conf, /etc/hostname and /etc/hosts are files on a small tmpfs, bind-mounted over the root file
 //     system's own as Docker does it, so that those stay as they are (etc.go).
-//  6. The initramfs is emptied, /newroot becomes /, and init is executed with the arguments and the environment that
-//     the kernel gave us (switchroot.go, init.go).
+//  6. The initramfs is emptied, and /newroot becomes / (switchroot.go).
+//  7. The user's hooks run, if there are any (hooks.go). Until here they were kept in a file system without a place.
+//  8. Init is executed with the arguments and the environment that the kernel gave us (init.go). Where there is no init,
+//     or is to be none, this program stays (owninit.go).
 //
 // Goals: no user without an explanation, and no time: each step is a handful of system calls, without a process, a
-// poll or a sleep unless a root device has still to appear.
+// poll or a sleep unless a root device has still to appear, or hooks are there to run.
 //
 // What goes wrong before init runs is one line on the console, "guest: mount root file system: …". What the guest can
 // live without (a network, a password that could not be written) is such a line and no more. Anything else powers
-// the guest off with an exit code of the kernel process: 125 when this stage failed, 126 when init could not be
-// executed and 127 when there is none, the numbers of docker-run(1).
+// the guest off with an exit code of the kernel process: 125 when this stage failed, 126 when init or a hook could not
+// be executed and 127 when there is no init, the numbers of docker-run(1); or that of the hook that failed.
 package main
 
 import (
@@ -34,6 +37,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"docker-usermode-linux/internal/agent"
 	"docker-usermode-linux/internal/boot"
 	"docker-usermode-linux/internal/rootfs"
 )
@@ -58,6 +62,17 @@ func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
+	if os.Getpid() != 1 && len(os.Args) == 2 {
+		switch os.Args[1] {
+		case agentRole:
+			os.Exit(agentMain())
+		case agent.SFTPServerArg:
+			if err := agent.ServeSFTP(); err != nil {
+				os.Exit(1) // the client sees that; stderr is its terminal
+			}
+			os.Exit(0)
+		}
+	}
 	// Less than 4 MB are allocated until init takes over: a collection would only cost time.
 	debug.SetGCPercent(-1)
 	if os.Getpid() != 1 {
@@ -99,10 +114,16 @@ func run() (err error) {
 	if err != nil {
 		return fmt.Errorf("open root file system: %w", err)
 	}
-	inits, err := findInits(root, cmdline.init)
+	inits, shell, err := chooseInit(root, cmdline.init, settings)
 	if err != nil {
 		return err
 	}
+	hooks, err := takeHooks()
+	if err != nil {
+		return fmt.Errorf("keep hooks: %w", err)
+	}
+	task, err := startAgent(hooks)
+	noteErr("start the agent: %w", err)
 	for _, err := range rootfs.Apply(root, settings) {
 		note(err)
 	}
@@ -114,6 +135,18 @@ func run() (err error) {
 	}
 	if err := switchRoot(); err != nil {
 		return fmt.Errorf("switch root: %w", err)
+	}
+	if err := hooks.run(boot.StageStart, hookEnv(os.Environ())); err != nil {
+		return err
+	}
+	own := len(inits) == 0
+	var signals <-chan os.Signal
+	if own {
+		signals = ownSignals()
+	}
+	noteErr("start the agent: %w", giveTask(task, agentTask{SSH: settings.SSH, OwnInit: own}))
+	if own {
+		return stay(shell, signals)
 	}
 	return execInit(inits)
 }

@@ -6,23 +6,30 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// kernelMounts are the kernel's own file systems. They move along into the root file system.
-var kernelMounts = []struct {
+// kernelMount is one of the kernel's own file systems.
+type kernelMount struct {
 	path, fsType, data string
 	flags              uintptr
-}{
+}
+
+// kernelMounts move along into the root file system.
+var kernelMounts = []kernelMount{
 	{"/proc", "proc", "", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC},
 	{"/sys", "sysfs", "", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC},
 	{"/dev", "devtmpfs", "mode=0755", unix.MS_NOSUID},
 }
 
-// mountKernelFilesystems mounts kernelMounts in the initramfs.
+// terminals are for the agent, whatever init follows; they move along with /dev. An init leaves them as they are.
+var terminals = kernelMount{"/dev/pts", "devpts", "gid=5,mode=620,ptmxmode=666", unix.MS_NOSUID | unix.MS_NOEXEC}
+
+// mountKernelFilesystems mounts kernelMounts and terminals in the initramfs.
 func mountKernelFilesystems() error {
-	for _, m := range kernelMounts {
+	for _, m := range append(slices.Clone(kernelMounts), terminals) {
 		if err := os.Mkdir(m.path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}

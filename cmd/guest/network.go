@@ -53,32 +53,81 @@ func setUpNIC(nl *netlink.Handle, n boot.Network) error {
 			return fmt.Errorf("rename %s to %s: %w", name, n.Device, err)
 		}
 	}
+	return configure(nl, nic, n)
+}
+
+// configure gives the NIC its addresses and routes, and brings it up. What goes wrong with IPv6, which a kernel argument
+// may have switched off (ipv6.disable_ipv6=1), is noted, and costs IPv6 alone.
+func configure(nl *netlink.Handle, nic netlink.Link, n boot.Network) error {
 	// The kernel announces the address by itself when the NIC comes up: the host side takes the first frame as a sign
 	// that the guest can be reached. So the address has to be there before.
 	if err := writeSysctl("ipv4/conf/"+n.Device+"/arp_notify", "1"); err != nil {
 		return err
 	}
-	if err := nl.AddrAdd(nic, &netlink.Addr{IPNet: ipNet(n.Address)}); err != nil {
-		return fmt.Errorf("add address %s to %s: %w", n.Address, n.Device, err)
+	// The gateway's router advertisements are for userlands that ask for them; here they would only make a second
+	// address.
+	err := writeSysctl("ipv6/conf/"+n.Device+"/accept_ra", "0")
+	noIPv6 := err != nil
+	if !errors.Is(err, os.ErrNotExist) { // a kernel without, or with ipv6.disable=1
+		noteErr("no IPv6: %w", err)
+	}
+	for _, a := range n.Addresses {
+		if a.Prefix.Addr().Is6() && noIPv6 {
+			continue
+		}
+		err := addAddress(nl, nic, a.Prefix)
+		if err != nil && a.Prefix.Addr().Is6() {
+			note(fmt.Errorf("no IPv6: %w", err))
+			noIPv6 = true
+			continue
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if err := nl.LinkSetUp(nic); err != nil {
 		return fmt.Errorf("set %s up: %w", n.Device, err)
 	}
-	if !n.Gateway.IsValid() {
-		return nil
-	}
-	route := &netlink.Route{LinkIndex: nic.Attrs().Index, Gw: n.Gateway.AsSlice()}
-	if !n.Address.Contains(n.Gateway) {
-		route.Flags = int(netlink.FLAG_ONLINK)
-	}
-	if err := nl.RouteAdd(route); err != nil {
-		return fmt.Errorf("add default route through %s: %w", n.Gateway, err)
+	for _, a := range n.Addresses {
+		if !a.Gateway.IsValid() || a.Gateway.Is6() && noIPv6 {
+			continue
+		}
+		err := addDefaultRoute(nl, nic, a)
+		if err != nil && a.Gateway.Is6() {
+			note(fmt.Errorf("no IPv6 to the outside: %w", err))
+			continue
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// findNIC returns the first Ethernet interface that a device is behind: UML calls it vec0, virtio eth0. Virtual ones
-// (dummy0, bond0, gretap0 …) have none.
+func addAddress(nl *netlink.Handle, nic netlink.Link, prefix netip.Prefix) error {
+	addr := &netlink.Addr{IPNet: ipNet(prefix)}
+	if prefix.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD // nobody else is on this link
+	}
+	if err := nl.AddrAdd(nic, addr); err != nil {
+		return fmt.Errorf("add address %s: %w", prefix, err)
+	}
+	return nil
+}
+
+func addDefaultRoute(nl *netlink.Handle, nic netlink.Link, a boot.Address) error {
+	route := &netlink.Route{LinkIndex: nic.Attrs().Index, Gw: a.Gateway.AsSlice()}
+	if !a.Prefix.Contains(a.Gateway) {
+		route.Flags = int(netlink.FLAG_ONLINK)
+	}
+	if err := nl.RouteAdd(route); err != nil {
+		return fmt.Errorf("add default route through %s: %w", a.Gateway, err)
+	}
+	return nil
+}
+
+// findNIC returns the first Ethernet interface that a device is behind: virtio's eth0, or vec0 of UML's own transports.
+// Virtual ones (dummy0, bond0, gretap0 …) have none.
 func findNIC(nl *netlink.Handle) (netlink.Link, error) {
 	links, err := nl.LinkList()
 	if err != nil {
@@ -93,7 +142,8 @@ func findNIC(nl *netlink.Handle) (netlink.Link, error) {
 			return link, nil
 		}
 	}
-	return nil, errors.New("the kernel has no Ethernet device: is a vec0: argument missing?")
+	return nil, errors.New("the kernel has no Ethernet device: is the argument virtio_uml.device= missing, " +
+		"or the kernel built without CONFIG_VIRTIO_UML or CONFIG_VIRTIO_NET?")
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

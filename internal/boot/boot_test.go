@@ -3,6 +3,7 @@ package boot
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -18,10 +19,13 @@ func testSettings() Settings {
 		Hostname:       "guest",
 		RootPassword:   "secret",
 		AuthorizedKeys: []string{"ssh-ed25519 AAAA me"},
+		Hosts:          []HostsEntry{{Addr: netip.MustParseAddr("192.0.2.1"), Names: []string{"db", "db-1"}}},
 		Network: &Network{
-			Device:      "eth0",
-			Address:     netip.MustParsePrefix("10.0.2.15/24"),
-			Gateway:     netip.MustParseAddr("10.0.2.2"),
+			Device: "eth0",
+			Addresses: []Address{
+				{Prefix: netip.MustParsePrefix("10.0.2.15/24"), Gateway: netip.MustParseAddr("10.0.2.2")},
+				{Prefix: netip.MustParsePrefix("fd00:10:0:2::15/64")},
+			},
 			Nameservers: []netip.Addr{netip.MustParseAddr("10.0.2.3")},
 			Search:      []string{"example.org"},
 		},
@@ -76,6 +80,44 @@ func TestInitramfs(t *testing.T) {
 		if _, err := archive.Next(); !errors.Is(err, io.EOF) {
 			t.Errorf("after the settings: %v, want the end of the archive", err)
 		}
+	}
+}
+
+// TestInitramfsHooks has each script behind the directories that it lies in.
+func TestInitramfsHooks(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "base")
+	if err := os.WriteFile(base, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Initramfs(base, testSettings(),
+		Hook{StageStart, "10-a.sh", []byte("one")}, Hook{StageStart, "20 b", nil}, Hook{StageStop, "10-a.sh", []byte("three")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var got []string
+	for archive := cpio.NewReader(io.NewSectionReader(f, 0, 1<<20)); ; {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(archive)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if "/"+header.Name != SettingsPath {
+			got = append(got, fmt.Sprintf("%o %s %s", header.Mode, header.Name, data))
+		}
+	}
+	want := []string{
+		"40700 hooks ", "40700 hooks/start ", "100700 hooks/start/10-a.sh one", "100700 hooks/start/20 b ",
+		"40700 hooks/stop ", "100700 hooks/stop/10-a.sh three",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("hooks in the archive: %q, want %q", got, want)
 	}
 }
 

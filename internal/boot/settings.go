@@ -18,6 +18,8 @@ type Settings struct {
 	Hostname string `json:"hostname,omitempty"`
 	// Network is nil for a guest without a network.
 	Network *Network `json:"network,omitempty"`
+	// Hosts go into hosts(5), after the guest's own.
+	Hosts []HostsEntry `json:"hosts,omitempty"`
 	// RootPassword in clear text; empty means that the password login of root is to be off.
 	RootPassword string `json:"root_password,omitempty"`
 	// DefaultPassword is the publicly documented password. A root account that still has it is closed again
@@ -26,6 +28,10 @@ type Settings struct {
 	// PasswordForced says that the user chose RootPassword: it then replaces whatever password root has.
 	// Otherwise it is set only where root has none.
 	PasswordForced bool `json:"password_forced,omitempty"`
+	// NoInit has the guest stage stay as process 1, whatever init the root file system has.
+	NoInit bool `json:"no_init,omitempty"`
+	// SSH has the agent serve port 22 where the root file system has no SSH server.
+	SSH bool `json:"ssh,omitempty"`
 	// AuthorizedKeys are lines of an authorized_keys file (sshd(8)) for root.
 	AuthorizedKeys []string `json:"authorized_keys,omitempty"`
 }
@@ -34,14 +40,23 @@ type Settings struct {
 type Network struct {
 	// Device is the name that the NIC gets, whatever the kernel called it.
 	Device string `json:"device"`
-	// Address of the guest with the length of its prefix.
-	Address netip.Prefix `json:"address"`
-	// Gateway is the default route's next hop.
-	Gateway netip.Addr `json:"gateway"`
-	// Nameservers and Search go into resolv.conf(5), Options too ("ndots:2").
+	// Addresses of the guest, of either family. The first one is the host name's in hosts(5).
+	Addresses []Address `json:"addresses,omitempty"`
+	// Nameservers and Search go into resolv.conf(5), Options too ("ndots:2"). They stay as they are at boot. The relay is
+	// to be named by its IPv4 address alone: by its IPv6 one it is the same relay, and a C library that knows both asks
+	// twice whenever an answer is late or bad (glibc) or every time (musl). Guests without IPv4 learn the other one by
+	// router advertisements and DHCPv6.
 	Nameservers []netip.Addr `json:"nameservers,omitempty"`
 	Search      []string     `json:"search,omitempty"`
 	Options     []string     `json:"options,omitempty"`
+}
+
+// Address is one of the NIC's.
+type Address struct {
+	// Prefix is the address with the length of its prefix.
+	Prefix netip.Prefix `json:"prefix"`
+	// Gateway is the next hop of the family's default route; invalid: there is none.
+	Gateway netip.Addr `json:"gateway"`
 }
 
 // ParseSettings reads what Marshal wrote.

@@ -1,19 +1,21 @@
 // Package config turns the environment of the container into a Config: parsed once at start-up, complete, and
 // immutable from then on.
 //
-// Every mistake is reported at once, one line each, and every line names the setting, its value and the mend;
-// the value of a secret is never part of it. A setting that is set to "" counts as unset, because compose files
-// write "" for a variable that the user's environment lacks. PORTS is the exception: there "" means that no port
-// is forwarded.
+// Every mistake is reported at once, one line each, and every line names the setting, its value and the mend, and
+// the item and the character in a list; the value of a secret is never part of it. A setting that is set to "" counts
+// as unset, because compose files write "" for a variable that the user's environment lacks. PORTS is the exception:
+// there "" means that no port is forwarded.
 package config
 
 import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/kelseyhightower/envconfig"
@@ -24,10 +26,15 @@ import (
 // neither a password nor keys.
 const DefaultRootPassword = "voidlinux"
 
-// Defaults of settings that are unset or empty. The default of PORTS is in the tag of environment.Ports, since
-// PORTS alone tells unset from empty.
+// Defaults of settings that are unset or empty; that of PORTS is only for unset.
 const (
 	defaultMem       = "256M"
+	defaultNet       = "on"
+	defaultPorts     = "22"
+	defaultSource    = "client"
+	defaultMTU       = "1500"
+	defaultStop      = "6.5s"
+	defaultHooks     = "/docker-entrypoint.d"
 	defaultLogLevel  = "info"
 	defaultLogFormat = "console"
 	defaultRootfs    = "/rootfs"
@@ -52,8 +59,21 @@ const (
 type Config struct {
 	// Mem is the guest's RAM in bytes: a multiple of 4096, at least MinMem.
 	Mem uint64
+	// Net says that the guest has a network. Without one nothing is forwarded, and all that begins with Net is empty.
+	Net bool
 	// Ports are forwarded from the container into the guest. Empty means none.
 	Ports []Forward
+	// PortsSource is what the guest takes for the client of a forwarded port.
+	PortsSource Source
+	// NetAllow opens what the guest would not reach, NetDeny closes what it would. NetAllow wins.
+	NetAllow, NetDeny []NetRule
+	// NetPcap is the absolute, clean path of the file that gets the packets of the guest's NIC, or ""; see CheckFiles.
+	NetPcap string
+	// NetMTU is the MTU of the guest's NIC in bytes, 1280 to 65520.
+	NetMTU int
+	// NetMetrics is where the metrics are served. Port 0 means nowhere; an invalid Addr beside a port means all addresses,
+	// IPv4 and IPv6, as in Forward.HostAddr.
+	NetMetrics netip.AddrPort
 	// RootPassword in clear text. "" means that root cannot log in with a password.
 	RootPassword string `json:"-"`
 	// PasswordDefault says that RootPassword is DefaultRootPassword because the user chose nothing.
@@ -62,6 +82,10 @@ type Config struct {
 	AuthorizedKeys []string
 	// Hostname of the guest. "" when the user gave none and the container's own is unusable.
 	Hostname string
+	// StopTimeout is how long the guest's init may take for an orderly shutdown, 0 to 1 h. With 0 it is not asked.
+	StopTimeout time.Duration
+	// Hooks are the scripts that run in the guest.
+	Hooks Hooks
 	// LogLevel is one of trace, debug, info, warn, error.
 	LogLevel zerolog.Level
 	// LogFormat is how log lines look.
@@ -79,8 +103,10 @@ func (c Config) String() string {
 	case c.RootPassword != "":
 		password = "set"
 	}
-	return fmt.Sprintf("mem=%s ports=%v password=%s keys=%d hostname=%s log=%s/%s rootfs=%s kernel=%s initramfs=%s",
-		formatSize(c.Mem), c.Ports, password, len(c.AuthorizedKeys), c.Hostname, c.LogLevel, c.LogFormat,
+	return fmt.Sprintf("mem=%s net=%v ports=%v source=%s allow=%v deny=%v mtu=%d pcap=%s metrics=%s "+
+		"password=%s keys=%d hostname=%s stop=%v hooks=%d+%d log=%s/%s rootfs=%s kernel=%s initramfs=%s",
+		FormatSize(c.Mem), c.Net, c.Ports, c.PortsSource, c.NetAllow, c.NetDeny, c.NetMTU, c.NetPcap,
+		formatMetrics(c.NetMetrics), password, len(c.AuthorizedKeys), c.Hostname, c.StopTimeout, len(c.Hooks.Start), len(c.Hooks.Stop), c.LogLevel, c.LogFormat,
 		c.Rootfs, c.Kernel, c.Initramfs)
 }
 
@@ -108,20 +134,31 @@ func (f LogFormat) String() string {
 // environment is the raw text of the settings. All fields are strings, so that envconfig, which stops at the
 // first field that does not convert, has nothing to stop at.
 type environment struct {
-	Mem            string `envconfig:"MEM"`
-	Ports          string `envconfig:"PORTS" default:"22"`
-	RootPassword   string `envconfig:"ROOT_PASSWORD"`
-	AuthorizedKeys string `envconfig:"SSH_AUTHORIZED_KEYS"`
-	Hostname       string `envconfig:"HOSTNAME"`
-	LogLevel       string `envconfig:"LOG_LEVEL"`
-	LogFormat      string `envconfig:"LOG_FORMAT"`
-	Rootfs         string `envconfig:"ROOTFS"`
-	Kernel         string `envconfig:"KERNEL"`
-	Initramfs      string `envconfig:"INITRAMFS"`
+	Mem            string  `envconfig:"MEM"`
+	Net            string  `envconfig:"NET"`
+	Ports          *string `envconfig:"PORTS"` // nil is unset
+	PortsSource    string  `envconfig:"PORTS_SOURCE"`
+	NetAllow       string  `envconfig:"NET_ALLOW"`
+	NetDeny        string  `envconfig:"NET_DENY"`
+	NetPcap        string  `envconfig:"NET_PCAP"`
+	NetMTU         string  `envconfig:"NET_MTU"`
+	NetMetrics     string  `envconfig:"NET_METRICS"`
+	RootPassword   string  `envconfig:"ROOT_PASSWORD"`
+	PasswordFile   string  `envconfig:"ROOT_PASSWORD_FILE"`
+	AuthorizedKeys string  `envconfig:"SSH_AUTHORIZED_KEYS"`
+	KeyFile        string  `envconfig:"SSH_AUTHORIZED_KEYS_FILE"`
+	Hostname       string  `envconfig:"HOSTNAME"`
+	StopTimeout    string  `envconfig:"STOP_TIMEOUT"`
+	Hooks          string  `envconfig:"HOOKS"`
+	LogLevel       string  `envconfig:"LOG_LEVEL"`
+	LogFormat      string  `envconfig:"LOG_FORMAT"`
+	Rootfs         string  `envconfig:"ROOTFS"`
+	Kernel         string  `envconfig:"KERNEL"`
+	Initramfs      string  `envconfig:"INITRAMFS"`
 }
 
-// Load reads the process's environment, and the file that SSH_AUTHORIZED_KEYS may name. The error joins every
-// problem that there is, one line each.
+// Load reads the process's environment, and the files with password, keys and hooks that it may name. The error joins
+// every problem that there is, one line each.
 //
 // ROOTFS, KERNEL and INITRAMFS are only parsed; CheckFiles looks at the files. On an error the Config holds the
 // settings that were valid, so that the problems which CheckFiles finds can be shown in the same go.
@@ -151,25 +188,25 @@ func (env environment) parse() (Config, error) {
 	c.Mem, err = parseMem(cmp.Or(env.Mem, defaultMem))
 	check("MEM", env.Mem, err)
 
-	var errs []error
-	c.Ports, errs = parsePorts(env.Ports)
-	check("PORTS", env.Ports, errs...)
+	env.parseNetwork(&c, check)
 
-	if err := checkPassword(env.RootPassword); err != nil {
-		problems = append(problems, fmt.Errorf("ROOT_PASSWORD: %w", err))
-	} else {
-		c.RootPassword = env.RootPassword
+	if c.RootPassword, err = parsePassword(env.RootPassword, env.PasswordFile); err != nil {
+		problems = append(problems, err)
 	}
-	c.AuthorizedKeys, errs = parseKeys(env.AuthorizedKeys)
-	for _, err := range errs {
-		problems = append(problems, fmt.Errorf("SSH_AUTHORIZED_KEYS%w", err))
+	var errs []error
+	if c.AuthorizedKeys, errs = env.parseKeys(); errs != nil {
+		problems = append(problems, errs...)
 	}
-	if env.RootPassword == "" && env.AuthorizedKeys == "" {
+	if env.RootPassword == "" && env.PasswordFile == "" && env.AuthorizedKeys == "" && env.KeyFile == "" {
 		c.RootPassword, c.PasswordDefault = DefaultRootPassword, true
 	}
 
 	c.Hostname, err = parseHostname(env.Hostname)
 	check("HOSTNAME", env.Hostname, err)
+	c.StopTimeout, err = parseStopTimeout(cmp.Or(env.StopTimeout, defaultStop))
+	check("STOP_TIMEOUT", env.StopTimeout, err)
+	c.Hooks, errs = parseHooks(env.Hooks)
+	check("HOOKS", cmp.Or(env.Hooks, defaultHooks), errs...)
 	c.LogLevel, err = parseLogLevel(cmp.Or(env.LogLevel, defaultLogLevel))
 	check("LOG_LEVEL", env.LogLevel, err)
 	c.LogFormat, err = parseLogFormat(cmp.Or(env.LogFormat, defaultLogFormat))
@@ -185,6 +222,26 @@ func (env environment) parse() (Config, error) {
 	return c, errors.Join(problems...)
 }
 
+// parseKeys reads SSH_AUTHORIZED_KEYS or SSH_AUTHORIZED_KEYS_FILE.
+func (env environment) parseKeys() (keys []string, problems []error) {
+	const setting = "SSH_AUTHORIZED_KEYS"
+	name := setting
+	var errs []error
+	switch {
+	case env.AuthorizedKeys != "" && env.KeyFile != "":
+		return nil, []error{bothSet(setting)}
+	case env.KeyFile != "":
+		name += "_FILE"
+		keys, errs = parseKeyFile(env.KeyFile)
+	default:
+		keys, errs = parseKeys(env.AuthorizedKeys)
+	}
+	for _, err := range errs {
+		problems = append(problems, fmt.Errorf("%s%w", name, err))
+	}
+	return keys, problems
+}
+
 // parseMem is ParseSize with what a guest's RAM must satisfy besides.
 func parseMem(s string) (uint64, error) {
 	size, err := ParseSize(s)
@@ -192,7 +249,7 @@ func parseMem(s string) (uint64, error) {
 		return 0, err
 	}
 	if size < MinMem {
-		return 0, fmt.Errorf("too little to boot with; write at least %s", formatSize(MinMem))
+		return 0, fmt.Errorf("too little to boot with; write at least %s", FormatSize(MinMem))
 	}
 	if rest := size % pageSize; rest != 0 {
 		size += pageSize - rest // cannot wrap: ParseSize stays below 1<<63

@@ -2,11 +2,14 @@ package config
 
 import (
 	"fmt"
+	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 )
@@ -19,8 +22,10 @@ const (
 
 // settings are all that Load looks at.
 var settings = []string{
-	"MEM", "PORTS", "ROOT_PASSWORD", "SSH_AUTHORIZED_KEYS", "HOSTNAME", "LOG_LEVEL", "LOG_FORMAT",
-	"ROOTFS", "KERNEL", "INITRAMFS",
+	"MEM", "NET", "PORTS", "PORTS_SOURCE", "NET_ALLOW", "NET_DENY", "NET_MTU", "NET_PCAP",
+	"NET_METRICS",
+	"ROOT_PASSWORD", "ROOT_PASSWORD_FILE", "SSH_AUTHORIZED_KEYS", "SSH_AUTHORIZED_KEYS_FILE", "HOSTNAME", "STOP_TIMEOUT", "HOOKS",
+	"LOG_LEVEL", "LOG_FORMAT", "ROOTFS", "KERNEL", "INITRAMFS",
 }
 
 // loadWith runs Load with these settings and no others.
@@ -44,10 +49,13 @@ func TestLoadDefaults(t *testing.T) {
 	}
 	want := Config{
 		Mem:             256 << 20,
+		Net:             true,
 		Ports:           []Forward{{HostPort: 22, GuestPort: 22, Count: 1}},
 		RootPassword:    DefaultRootPassword,
 		PasswordDefault: true,
 		Hostname:        hostname,
+		NetMTU:          1500,
+		StopTimeout:     6500 * time.Millisecond,
 		LogLevel:        zerolog.InfoLevel,
 		LogFormat:       Console,
 		Rootfs:          "/rootfs",
@@ -71,16 +79,26 @@ func TestLoadDefaults(t *testing.T) {
 
 func TestLoadAllSet(t *testing.T) {
 	got, err := loadWith(t, map[string]string{
-		"MEM": "1g", "PORTS": "2222:22", "ROOT_PASSWORD": "correct horse", "SSH_AUTHORIZED_KEYS": keyA,
-		"HOSTNAME": "uml-1.example", "LOG_LEVEL": "debug", "LOG_FORMAT": "json",
+		"MEM": "1g", "NET": "On", "PORTS": "2222:22", "PORTS_SOURCE": "Proxy", "NET_ALLOW": "gateway:5432/tcp",
+		"NET_DENY": "10.0.0.0/8", "NET_MTU": "65520", "NET_PCAP": "/tmp//a.pcap", "NET_METRICS": "[::1]:9100",
+		"ROOT_PASSWORD": "correct horse", "SSH_AUTHORIZED_KEYS": keyA,
+		"HOSTNAME": "uml-1.example", "STOP_TIMEOUT": "1m30s", "LOG_LEVEL": "debug", "LOG_FORMAT": "json",
 		"ROOTFS": "/srv/root/", "KERNEL": "/boot/../linux", "INITRAMFS": "/i",
 	})
 	want := Config{
 		Mem:            1 << 30,
+		Net:            true,
 		Ports:          []Forward{{HostPort: 2222, GuestPort: 22, Count: 1}},
+		PortsSource:    SourceProxy,
+		NetAllow:       []NetRule{{Protos: []Proto{TCP}, Gateway: true, First: 5432, Last: 5432}},
+		NetDeny:        []NetRule{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}},
+		NetPcap:        "/tmp/a.pcap",
+		NetMTU:         65520,
+		NetMetrics:     netip.MustParseAddrPort("[::1]:9100"),
 		RootPassword:   "correct horse",
 		AuthorizedKeys: []string{keyA},
 		Hostname:       "uml-1.example",
+		StopTimeout:    90 * time.Second,
 		LogLevel:       zerolog.DebugLevel,
 		LogFormat:      JSON,
 		Rootfs:         "/srv/root",
@@ -115,18 +133,32 @@ func TestLoadPassword(t *testing.T) {
 
 func TestLoadReportsEveryProblem(t *testing.T) {
 	got, err := loadWith(t, map[string]string{
-		"MEM": "abc", "PORTS": "22 99999 x", "ROOT_PASSWORD": "hunter2:", "SSH_AUTHORIZED_KEYS": "ssh-rsa nonsense",
-		"HOSTNAME": "a b", "LOG_LEVEL": "panic", "LOG_FORMAT": "xml",
+		"MEM": "abc", "NET": "no", "PORTS": "22 99999 x", "PORTS_SOURCE": "me", "NET_ALLOW": "10.0.0.1/8,x",
+		"NET_DENY": "all/all", "NET_MTU": "1279", "NET_PCAP": "a.pcap", "NET_METRICS": "localhost:9100",
+		"ROOT_PASSWORD": "hunter2:", "SSH_AUTHORIZED_KEYS": "ssh-rsa nonsense",
+		"HOSTNAME": "a b", "STOP_TIMEOUT": "soon", "LOG_LEVEL": "panic", "LOG_FORMAT": "xml",
 		"ROOTFS": "rootfs", "KERNEL": "linux", "INITRAMFS": "/fine",
 	})
 	want := strings.Join([]string{
 		`MEM="abc": not a size; write a number with k, M or G, like 256M`,
-		`PORTS="22 99999 x": item 2, "99999": port 99999 is not between 1 and 65535`,
-		`PORTS="22 99999 x": item 3, "x": "x" is not a port; write a number, like 22, 8080:80 or 53/udp`,
+		`NET="no": neither on nor off; write off for a guest without a network`,
+		`PORTS="22 99999 x": item 2, "99999", character 4: port 99999 is not between 1 and 65535`,
+		`PORTS="22 99999 x": item 3, "x", character 10: "x" is not a port; write a number, like 22, 8080:80 or 53/udp`,
+		`PORTS_SOURCE="me": not a source; write client, gateway or proxy`,
+		`NET_ALLOW="10.0.0.1/8,x": item 1, "10.0.0.1/8", character 1: 10.0.0.1 is an address within 10.0.0.0/8; ` +
+			`write 10.0.0.0/8, or 10.0.0.1 alone`,
+		`NET_ALLOW="10.0.0.1/8,x": item 2, "x", character 12: "x" is not an IP address; ` +
+			`write 10.0.0.0/8, fd00::/8, gateway or all`,
+		`NET_DENY="all/all": character 5: protocol "all" is unknown; write /tcp, /udp, /icmp or several, like /tcp+udp`,
+		`NET_MTU="1279": write 1280 to 65520`,
+		`NET_PCAP="a.pcap": not an absolute path; begin it with a /`,
+		`NET_METRICS="localhost:9100": "localhost" is not an IP address; ` +
+			`write it like :9100, 127.0.0.1:9100 or [::1]:9100`,
 		`ROOT_PASSWORD: holds a colon, which separates the fields of a password file; leave it out`,
 		`SSH_AUTHORIZED_KEYS: line 1 is not a public key; write one per line, like ssh-ed25519 AAAA... me@example`,
 		`HOSTNAME="a b": not a host name; write letters, digits and inner hyphens, like uml-1, ` +
 			`with dots between labels of at most 63`,
+		`STOP_TIMEOUT="soon": not a duration; write seconds, or numbers with h, m, s or ms, like 30, 1m30s or 500ms`,
 		`LOG_LEVEL="panic": not a log level; write trace, debug, info, warn or error`,
 		`LOG_FORMAT="xml": not a log format; write console or json`,
 		`ROOTFS="rootfs": not an absolute path; begin it with a /`,
@@ -143,7 +175,7 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 func TestLoadSingleProblem(t *testing.T) {
 	for _, test := range []struct{ name, value, want string }{
 		{"MEM", "16M", `MEM="16M": too little to boot with; write at least 32M`},
-		{"PORTS", "99999", `PORTS="99999": port 99999 is not between 1 and 65535`},
+		{"PORTS", "99999", `PORTS="99999": character 1: port 99999 is not between 1 and 65535`},
 		{"HOSTNAME", "-a", `HOSTNAME="-a": not a host name;`},
 		{"HOSTNAME", "a.", `HOSTNAME="a.": not a host name;`},
 		{"HOSTNAME", "ä", `HOSTNAME="ä": not a host name;`},
@@ -159,6 +191,47 @@ func TestLoadSingleProblem(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("Load() shows the password: %v", err)
+		}
+	}
+}
+
+func TestLoadWithoutNetwork(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		env  map[string]string
+		want []string
+	}{
+		{"nothing else set", nil, nil},
+		{"nothing but \"\"", map[string]string{
+			"PORTS": "", "NET_ALLOW": "", "NET_DENY": "", "NET_MTU": "", "NET_PCAP": "", "NET_METRICS": "",
+		}, nil},
+		{"settings of no consequence", map[string]string{"PORTS_SOURCE": "client"}, nil},
+		{"one", map[string]string{"PORTS": "22"}, []string{
+			`NET="off": a guest without a network has no use for PORTS="22"; unset one of the two`,
+		}},
+		{"all", map[string]string{
+			"PORTS": "all", "NET_ALLOW": "gateway", "NET_DENY": "all", "NET_MTU": "1500", "NET_PCAP": "/a", "NET_METRICS": ":1",
+		}, []string{
+			`NET="off": a guest without a network has no use for PORTS="all"; unset one of the two`,
+			`NET="off": a guest without a network has no use for NET_ALLOW="gateway"; unset one of the two`,
+			`NET="off": a guest without a network has no use for NET_DENY="all"; unset one of the two`,
+			`NET="off": a guest without a network has no use for NET_MTU="1500"; unset one of the two`,
+			`NET="off": a guest without a network has no use for NET_PCAP="/a"; unset one of the two`,
+			`NET="off": a guest without a network has no use for NET_METRICS=":1"; unset one of the two`,
+		}},
+	} {
+		env := map[string]string{"NET": "off"}
+		maps.Copy(env, test.env)
+		c, err := loadWith(t, env)
+		got := ""
+		if err != nil {
+			got = err.Error()
+		}
+		if want := strings.Join(test.want, "\n"); got != want {
+			t.Errorf("%s: Load() = error\n%s\nwant\n%s", test.name, got, want)
+		}
+		if c.Net || err == nil && c.Ports != nil {
+			t.Errorf("%s: Load() = net %v, ports %v, want neither", test.name, c.Net, c.Ports)
 		}
 	}
 }

@@ -40,6 +40,23 @@ func TestCheckFiles(t *testing.T) {
 			fmt.Sprintf("KERNEL=%q: not executable; run chmod +x on it", at("initramfs")),
 			fmt.Sprintf("INITRAMFS=%q: not a regular file; mount one there or correct the path", at("root")),
 		}},
+		{"a packet trace in a new file", Config{NetPcap: at("new.pcap")}, nil},
+		{"in a file that is there", Config{NetPcap: at("initramfs")}, nil},
+		{"in a device", Config{NetPcap: os.DevNull}, nil},
+		{"in a directory", Config{NetPcap: at("empty")}, []string{
+			fmt.Sprintf("NET_PCAP=%q: is a directory; name a file in it, like %s", at("empty"), at("empty/guest.pcap")),
+		}},
+		{"below a file", Config{NetPcap: at("linux/a")}, []string{
+			fmt.Sprintf("NET_PCAP=%q: not a directory; correct the path", at("linux/a")),
+		}},
+		{"in no directory", Config{NetPcap: at("a/b")}, []string{
+			fmt.Sprintf("NET_PCAP=%q: %s: no such file or directory; mount a directory there that user %d can write to",
+				at("a/b"), at("a"), os.Getuid()),
+		}},
+		{"where not even root can write", Config{NetPcap: "/proc/self/a.pcap"}, []string{
+			fmt.Sprintf("NET_PCAP=\"/proc/self/a.pcap\": /proc/self: operation not permitted; "+
+				"mount a directory there that user %d can write to", os.Getuid()),
+		}},
 		{"empty root", Config{Rootfs: at("empty"), Kernel: at("linux")}, []string{
 			fmt.Sprintf("ROOTFS=%q: the directory is empty%s%s", at("empty"), mount, at("empty")),
 		}},

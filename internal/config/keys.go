@@ -3,34 +3,46 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
 )
 
-// maxKeyFile bounds what is read of the file that SSH_AUTHORIZED_KEYS names, in bytes: a thousand RSA keys with
-// room to spare, and an end for /dev/zero.
+// maxKeyFile bounds what is read of a file with public keys, in bytes: a thousand RSA keys with room to spare, and an
+// end for /dev/zero.
 const maxKeyFile = 1 << 20
 
 // parseKeys reads SSH_AUTHORIZED_KEYS: keys, one per line, or the absolute path of a file with them. Every error
 // continues the name of the setting: the value of keys is long and may be a private key that was pasted by
 // mistake, so that only a path is ever shown.
 func parseKeys(s string) (keys []string, errs []error) {
-	if s == "" {
+	switch {
+	case s == "":
 		return nil, nil
+	case strings.HasPrefix(s, "/"):
+		return parseKeyFile(strings.TrimSpace(s))
 	}
-	origin := ""
-	if strings.HasPrefix(s, "/") {
-		path := strings.TrimSpace(s)
-		origin = fmt.Sprintf("=%q", path)
-		text, err := readKeyFile(path)
-		if err != nil {
-			return nil, []error{fmt.Errorf("%s: %w", origin, err)}
-		}
-		s = text
+	return parseKeyLines("", s)
+}
+
+// parseKeyFile reads the file that SSH_AUTHORIZED_KEYS_FILE names; errors are those of parseKeys.
+func parseKeyFile(path string) (keys []string, errs []error) {
+	if !strings.HasPrefix(path, "/") {
+		return nil, []error{errNoPath}
 	}
+	origin := fmt.Sprintf("=%q", path)
+	text, err := readShort(path, maxKeyFile)
+	switch {
+	case errors.Is(err, errTooLong):
+		return nil, []error{fmt.Errorf("%s: longer than 1M; give a file with public keys", origin)}
+	case err != nil:
+		return nil, []error{fmt.Errorf("%s: %w; mount a file with public keys there", origin, err)}
+	}
+	return parseKeyLines(origin, string(text))
+}
+
+// parseKeyLines reads lines of an authorized_keys file.
+func parseKeyLines(origin, s string) (keys []string, errs []error) {
 	if strings.Contains(s, "PRIVATE KEY-----") {
 		return nil, []error{fmt.Errorf("%s: holds a private key; give the public one, from the file that ends in .pub",
 			origin)}
@@ -57,28 +69,4 @@ func parseKeys(s string) (keys []string, errs []error) {
 			origin)}
 	}
 	return keys, nil
-}
-
-func readKeyFile(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", fmt.Errorf("%w; mount a file with public keys there", cause(err))
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
-	if err != nil {
-		return "", fmt.Errorf("%w; mount a file with public keys there", cause(err))
-	}
-	if len(data) > maxKeyFile {
-		return "", errors.New("longer than 1M; give a file with public keys")
-	}
-	return string(data), nil
-}
-
-// cause is err without the operation and the path, which the message around it has already.
-func cause(err error) error {
-	if pathErr, ok := errors.AsType[*os.PathError](err); ok {
-		return pathErr.Err
-	}
-	return err
 }

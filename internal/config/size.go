@@ -16,7 +16,7 @@ var errSize = errors.New("not a size; write a number with k, M or G, like 256M")
 func ParseSize(s string) (uint64, error) {
 	s = strings.TrimSpace(s)
 	digits := s
-	if end := strings.IndexFunc(s, func(r rune) bool { return r < '0' || r > '9' }); end >= 0 {
+	if end := strings.IndexFunc(s, func(r rune) bool { return !isDigit(r) }); end >= 0 {
 		digits = s[:end]
 	}
 	var shift uint
@@ -33,7 +33,7 @@ func ParseSize(s string) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(digits, 10, 64)
 	if errors.Is(err, strconv.ErrRange) || err == nil && n > math.MaxInt64>>shift {
-		return 0, fmt.Errorf("more than a machine can have; write at most %s", formatSize(math.MaxInt64>>30<<30))
+		return 0, fmt.Errorf("more than a machine can have; write at most %s", FormatSize(math.MaxInt64>>30<<30))
 	}
 	if err != nil {
 		return 0, errSize
@@ -41,8 +41,8 @@ func ParseSize(s string) (uint64, error) {
 	return n << shift, nil
 }
 
-// formatSize is the inverse of ParseSize, with the largest unit that divides n.
-func formatSize(n uint64) string {
+// FormatSize is the inverse of ParseSize, with the largest unit that divides n: exact, as MEM is written.
+func FormatSize(n uint64) string {
 	for _, unit := range []struct {
 		size uint64
 		name string

@@ -46,8 +46,18 @@ func FuzzParseSize(f *testing.F) {
 		if size > math.MaxInt64 {
 			t.Errorf("ParseSize(%q) = %d, want at most %d", s, size, int64(math.MaxInt64))
 		}
-		if again, err := ParseSize(formatSize(size)); err != nil || again != size {
-			t.Errorf("ParseSize(%q) = %d, %v, want %d", formatSize(size), again, err, size)
+		if again, err := ParseSize(FormatSize(size)); err != nil || again != size {
+			t.Errorf("ParseSize(%q) = %d, %v, want %d", FormatSize(size), again, err, size)
 		}
 	})
+}
+
+func TestFormatSize(t *testing.T) {
+	for n, want := range map[uint64]string{
+		0: "0", 1: "1", 1023: "1023", 1 << 10: "1k", 256 << 20: "256M", 1 << 30: "1G", 3 << 29: "1536M", 1<<30 + 1: "1073741825",
+	} {
+		if got := FormatSize(n); got != want {
+			t.Errorf("FormatSize(%d) = %s, want %s", n, got, want)
+		}
+	}
 }

@@ -7,8 +7,8 @@
 // is forked with [syscall.ForkExec] instead of os/exec (os.StartProcess probes pidfds by way of a child of its own
 // that it waits for), and its end is known from the pids that go-reap reports.
 //
-// As its status is lost, the child hands over its exit code itself: Report writes it, as one byte, to a pipe whose
-// other end Run holds. A pipe that stays empty tells that the child crashed or was killed. The pipe is descriptor
+// As its status is lost, the child hands over its exit code itself: Report writes it to a pipe whose other end Run
+// holds. A pipe that ends without a code tells that the child crashed or was killed. The pipe is descriptor
 // 3 of the child, the first one that ForkExec can give away after the standard streams; the environment variable
 // DUML_STATUS_FD says so, because a supervisor that is started without Run may have anything there. The variable
 // is taken out of the environment, and the descriptor made close-on-exec, when the package is initialised and so
@@ -27,17 +27,21 @@
 // which the terminal itself raises reaches the whole foreground group and is then forwarded to the child once more;
 // Go cannot tell the two apart, as os/signal hides siginfo. For SIGWINCH that does no harm. SIGINT and SIGQUIT of a
 // key do not occur, as the supervisor puts its terminal into raw mode; until then, or with a terminal that is not
-// its standard input, a Ctrl-C counts as two. A deadly signal that is forwarded before the child has subscribed to
-// it, in the first milliseconds, kills the child, which counts as a crash.
+// its standard input, a Ctrl-C counts as two.
+//
+// A deadly signal kills a child that has not subscribed to it yet. So Run keeps signals, each number once as the kernel
+// does with those that are blocked, until the child calls Ready.
 package pid1
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -62,7 +66,7 @@ const (
 
 // Run starts argv, whose first element is the path of a binary, with the environment env as the only child of this
 // process. It returns when the child has ended: with the code that the child gave to Report, or with CrashCode and
-// an error that says why there is none. Signals that arrive before the child exists are kept for it.
+// an error that says why there is none. Signals that arrive before the child is ready for them are kept for it.
 //
 // Preconditions: nothing else in this process waits for children or subscribes to the forwarded signals. The
 // process is PID 1 of its pid namespace or a child subreaper, else orphans do not become its children. Run is
@@ -93,19 +97,35 @@ func run(argv, env []string, reapChildren reapFunc) (code int, err error) {
 		return CrashCode, fmt.Errorf("start %s: %w", strings.Join(argv, " "), err)
 	}
 	defer pipe.Close()
-	status := make(chan []byte, 1)
-	go readStatus(pipe, status)
+	status := make(chan report, 1)
+	ready := make(chan struct{})
+	go readStatus(pipe, ready, status)
 
 	var (
-		reported []byte           // what came through the pipe
+		reported report           // what came through the pipe
+		kept     []syscall.Signal // that came before the child was ready
 		last     syscall.Signal   // forwarded, for the error
 		poke     <-chan time.Time // ticks once the pipe has ended
+		reaped   bool
 	)
-	for reaped := false; !reaped || status != nil; {
+	forward := func(signo syscall.Signal) {
+		if !reaped && unix.Kill(pid, signo) == nil {
+			last = signo
+		}
+	}
+	for !reaped || status != nil {
 		select {
 		case s := <-signals:
-			if signo := s.(syscall.Signal); !reaped && unix.Kill(pid, signo) == nil {
-				last = signo
+			switch signo := s.(syscall.Signal); {
+			case ready == nil:
+				forward(signo)
+			case !slices.Contains(kept, signo):
+				kept = append(kept, signo)
+			}
+		case <-ready:
+			ready = nil
+			for _, signo := range kept {
+				forward(signo)
 			}
 		case dead := <-reaper.pids:
 			if dead == pid {
@@ -121,10 +141,10 @@ func run(argv, env []string, reapChildren reapFunc) (code int, err error) {
 			_ = unix.Kill(os.Getpid(), unix.SIGCHLD) // to oneself it cannot fail
 		}
 	}
-	if len(reported) == 0 {
+	if !reported.ok {
 		return CrashCode, crashError(argv, pid, last)
 	}
-	return int(reported[len(reported)-1]), nil
+	return int(reported.code), nil
 }
 
 // start forks the child, and returns the end of the status pipe that is ours.
@@ -145,13 +165,35 @@ func start(argv, env []string) (pid int, status *os.File, err error) {
 	return pid, status, nil
 }
 
-// readStatus sends what came through the pipe when it ends. An error is but the deadline that Run sets.
-func readStatus(pipe io.Reader, status chan<- []byte) {
-	data, _ := io.ReadAll(pipe)
-	status <- data
+// report is an exit code, if there was one.
+type report struct {
+	code byte
+	ok   bool
 }
 
-// crashError explains an empty status pipe as well as can be without the child's wait status.
+// readStatus closes ready when the child says so, and sends the last code that it reported when the pipe ends. An error
+// is but the deadline that Run sets, or a child that is not ours and writes what it likes.
+func readStatus(pipe io.Reader, ready chan<- struct{}, status chan<- report) {
+	var last report
+	messages := bufio.NewReader(pipe)
+	for {
+		kind, err := messages.ReadByte()
+		switch {
+		case err != nil:
+			status <- last
+			return
+		case kind == messageReady && ready != nil:
+			close(ready)
+			ready = nil
+		case kind == messageCode:
+			if code, err := messages.ReadByte(); err == nil {
+				last = report{code: code, ok: true}
+			}
+		}
+	}
+}
+
+// crashError explains a status pipe without a code as well as can be without the child's wait status.
 func crashError(argv []string, pid int, last syscall.Signal) error {
 	hint := "it crashed or was killed; with a memory limit, check whether it was reached"
 	if last != 0 {

@@ -80,6 +80,7 @@ var children = map[string]func(args []string) error{
 	"panics":  func([]string) error { panic("on purpose") },
 	"orphans": makeOrphans,
 	"signals": printSignals,
+	"late":    subscribeLate,
 	"starts":  startProgram,
 	"leaks":   leakPipe,
 	"sleeps":  printPIDAndSleep,
@@ -178,6 +179,9 @@ func readStat(path string) (pid, ppid int, state string, err error) {
 func printSignals([]string) error {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded...)
+	if err := Ready(); err != nil {
+		return err
+	}
 	fmt.Println("ready")
 	for s := range signals {
 		fmt.Println(int(s.(syscall.Signal)))
@@ -186,6 +190,21 @@ func printSignals([]string) error {
 		}
 	}
 	return Report(7)
+}
+
+// subscribeLate is a child that a signal kills until it is told to go on.
+func subscribeLate([]string) error {
+	fmt.Println(os.Getppid())
+	if _, err := os.Stdin.Read(make([]byte, 1)); err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGHUP)
+	if err := Ready(); err != nil {
+		return err
+	}
+	fmt.Println(<-signals, <-signals)
+	return Report(9)
 }
 
 func startProgram(args []string) error {
@@ -348,6 +367,46 @@ func TestRunForwardsSignals(t *testing.T) {
 	_ = cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != 7 {
 		t.Errorf("Run() = %d, want 7", code)
+	}
+}
+
+// What arrives before the child has subscribed must not kill it: docker stop right after docker run.
+func TestRunKeepsSignalsUntilReady(t *testing.T) {
+	cmd := initCommand(t, roleChild, "late")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	watchdog := time.AfterFunc(timeout, func() { cmd.Process.Kill() })
+	defer watchdog.Stop()
+	lines := bufio.NewScanner(stdout)
+	lines.Scan() // the child runs
+	// The second SIGHUP is merged into the first.
+	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGHUP} {
+		if err := cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond) // in this order
+	}
+	if _, err := stdin.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	lines.Scan()
+	got := strings.Fields(lines.Text())
+	slices.Sort(got)
+	if want := []string{"hangup", "terminated"}; !slices.Equal(got, want) {
+		t.Errorf("child that was not ready got %q, want %q", got, want)
+	}
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 9 {
+		t.Errorf("Run() = %d, want 9", code)
 	}
 }
 

@@ -15,6 +15,10 @@ const (
 
 	// statusVariable tells the child that it has the status pipe; its value is the number.
 	statusVariable = "DUML_STATUS_FD"
+
+	// What the child writes to the pipe: that it is ready, or an exit code, which is the byte that follows.
+	messageReady = 'r'
+	messageCode  = 'c'
 )
 
 // reportFD is the descriptor of the status pipe, or -1 in a process that Run did not start.
@@ -42,17 +46,32 @@ func inherit() int {
 	return fd
 }
 
+// Ready tells Run that this process has subscribed to the signals it wants: those that came until now, which Run has
+// kept, are forwarded, as all later ones are. In a process that Run did not start it does nothing.
+func Ready() error {
+	if err := tell(messageReady); err != nil {
+		return fmt.Errorf("tell PID 1 to forward signals: %w", err)
+	}
+	return nil
+}
+
 // Report has Run return code, of which the lowest eight bits count, as with exit(2). The supervise role calls it
 // just before it exits; of several calls the last one counts. In a process that Run did not start it does nothing.
 func Report(code int) error {
-	if reportFD < 0 {
-		return nil
-	}
-	// One byte into an empty pipe: this neither blocks nor is cut short.
-	if _, err := unix.Write(reportFD, []byte{byte(code)}); err != nil {
+	if err := tell(messageCode, byte(code)); err != nil {
 		return fmt.Errorf("report exit code %d: %w", code, err)
 	}
 	return nil
+}
+
+// tell writes a message to the status pipe, which neither blocks nor cuts it short: the pipe never has more than a few
+// bytes in it.
+func tell(message ...byte) error {
+	if reportFD < 0 {
+		return nil
+	}
+	_, err := unix.Write(reportFD, message)
+	return err
 }
 
 // statusEnv is env for a child that has the status pipe.

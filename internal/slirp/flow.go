@@ -19,7 +19,7 @@ import (
 // TCP flows end with their connection. The others have no end that one could see: they end when nothing moved for
 // their idle time, which the sweeper looks for. Refreshing a flow is one atomic store; the sweeper takes the lock.
 //
-// A flow is stopped exactly once: by whoever takes it out of the table.
+// A flow is stopped by whoever takes it out of the table, and stops itself when it fails: to stop it twice is fine.
 
 var (
 	errFlowLimit  = errors.New("too many flows")
@@ -40,6 +40,9 @@ type entry interface {
 	stop()
 }
 
+// unreachable is a flow that can be told that the guest refused what was sent to it.
+type unreachable interface{ guestUnreachable() }
+
 // flow is what all flows have. The types of the protocols embed it.
 type flow struct {
 	key     flowKey
@@ -47,6 +50,8 @@ type flow struct {
 	started time.Time
 	active  atomic.Int64 // time of the last packet, in ns since the table's epoch
 	idle    atomic.Int64 // ns without a packet after which the flow ends; 0 is never
+
+	hostBytes, guestBytes atomic.Uint64 // payload towards the host and towards the guest
 }
 
 func (f *flow) base() *flow { return f }
@@ -172,18 +177,4 @@ func (t *flowTable) live(p Proto) int {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.count[p]
-}
-
-// sweepLoop ends idle flows until the network ends.
-func (n *Network) sweepLoop() {
-	tick := time.NewTicker(n.limits.sweep)
-	defer tick.Stop()
-	for {
-		select {
-		case <-n.ctx.Done():
-			return
-		case <-tick.C:
-			n.flows.expire()
-		}
-	}
 }

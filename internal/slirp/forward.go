@@ -4,336 +4,393 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"strconv"
-	"sync"
-	"sync/atomic"
-	"syscall"
+	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // Theory of operation
 //
-// A forwarded port is a listening socket of the host. A client's connection is accepted at once, since the kernel has
-// already done so, and then waits: first for the guest's NIC to come up (bounded), then for the guest to accept. A
-// guest that refuses resets the client.
+// A client of a forwarded TCP port (listen.go and ports.go have the sockets, udpclient.go has UDP) is accepted at
+// once, since the kernel has already done so, and then waits: first for the guest's NIC to come up (bounded), then for
+// the guest to accept. A guest that refuses resets the client.
 //
-// The guest sees connections from the gateway's address, each from a port of its own. It does not see the client's
-// address: behind Docker that is mostly Docker's gateway, 172.17.0.1, an address that the guest may well use itself
-// (its own Docker does), and its answers would then go astray.
+// A guest's network is up long before its servers are. So a client that came before that, and has waited already, is not
+// refused by the first answer: it goes on waiting, within the same bound, until there is a server.
 //
-// UDP: one socket per forwarded port, whatever the number of clients; each client is a flow, with a port of the
-// gateway that stands for it. The answer of the guest to that port goes back to the client through the same socket,
-// with the address that the client had sent to as its source (IP_PKTINFO): a host with several addresses would
-// otherwise pick one of its own choice, and the client drop the answer.
+// There are up to three ways to the guest, tried in this order until one is accepted:
+//
+//  1. from the client's address (clientaddr.go says which) to the guest's address of that family,
+//  2. from the gateway's address to the same,
+//  3. from the gateway's other address to the guest's other one: a program that listens on 0.0.0.0 only serves clients
+//     of IPv6 too, and the reverse.
+//
+// The next way begins when the last one is refused, or is silent for a second. A silent one goes on meanwhile, and
+// wins if it is answered before the later one: a guest that is merely slow answers in order. So a later way that is
+// answered alone says that the guest does not answer the earlier one, which is remembered: a client's address for
+// minutes (clientaddr.go), the family of a port for seconds.
+//
+// A guest that refuses the client's address but accepts the gateway's has a packet filter that means this client: it
+// is refused, and 3 is not tried. One that drops a client's packets looks like one that has its network for itself. So
+// silence only counts for addresses that a guest may have itself (mayBeGuests), and for IPv6 in a guest that has shown
+// none; any other client goes on waiting for the guest, and a filter that drops it stands.
 
-// tcpForward is a forwarded TCP port.
-type tcpForward struct {
-	listener *net.TCPListener
-	guest    netip.AddrPort
-}
+// familyHint is how long a port's clients of one family are led to the guest's other family at once. It spares the
+// attempts that would fail; a program that begins to listen on both is noticed after that time.
+const familyHint = 5 * time.Second
 
-// udpForward is a forwarded UDP port.
-type udpForward struct {
-	n     *Network
-	conn  *net.UDPConn
-	raw   syscall.RawConn
-	guest netip.AddrPort
-
-	mu      sync.Mutex
-	clients map[clientKey]*clientFlow // guarded by mu
-}
-
-// bindForwards opens all sockets. The error has one line for each that failed.
-func (n *Network) bindForwards(forwards []Forward) error {
-	var errs []error
-	for _, f := range forwards {
-		if err := n.bindForward(f); err != nil {
-			errs = append(errs, fmt.Errorf("listen on %s %s: %w", f.Proto, hostName(f.Host), bindReason(err)))
-		}
-	}
-	if len(errs) > 0 {
-		n.closeForwards()
-		return errors.Join(errs...)
-	}
-	return nil
-}
-
-func (n *Network) bindForward(f Forward) error {
-	guest := netip.AddrPortFrom(GuestAddr, f.Guest)
-	// An empty host is the IPv6 wildcard that takes IPv4 as well, or the IPv4 one where there is no IPv6.
-	addr := net.JoinHostPort("", strconv.Itoa(int(f.Host.Port())))
-	family := ""
-	if a := f.Host.Addr(); a.IsValid() {
-		// 0.0.0.0 and [::] are one family each, as for docker run -p.
-		addr, family = f.Host.String(), "4"
-		if a.Is6() {
-			family = "6"
-		}
-	}
-	switch f.Proto {
-	case TCP:
-		config := net.ListenConfig{KeepAliveConfig: keepAlive}
-		l, err := config.Listen(n.ctx, "tcp"+family, addr)
-		if err != nil {
-			return err
-		}
-		n.tcpForwards = append(n.tcpForwards, &tcpForward{listener: l.(*net.TCPListener), guest: guest})
-	case UDP:
-		var config net.ListenConfig
-		c, err := config.ListenPacket(n.ctx, "udp"+family, addr)
-		if err != nil {
-			return err
-		}
-		conn := c.(*net.UDPConn)
-		raw, err := conn.SyscallConn()
-		if err == nil {
-			err = askPktInfo(raw)
-		}
-		if err != nil {
-			return errors.Join(err, conn.Close())
-		}
-		n.udpForwards = append(n.udpForwards, &udpForward{
-			n: n, conn: conn, raw: raw, guest: guest, clients: make(map[clientKey]*clientFlow),
-		})
-	default:
-		return errors.New("only tcp and udp ports can be forwarded")
-	}
-	return nil
-}
-
-// hostName is the name of a listening address in messages.
-func hostName(a netip.AddrPort) string {
-	if !a.Addr().IsValid() {
-		return fmt.Sprintf("*:%d", a.Port())
-	}
-	return a.String()
-}
-
-// bindReason takes the reason out of what package net makes of it, which repeats the address.
-func bindReason(err error) error {
-	if errno, ok := errors.AsType[syscall.Errno](err); ok {
-		return errno
-	}
-	return err
-}
-
-func (n *Network) closeForwards() {
-	for _, f := range n.tcpForwards {
-		_ = f.listener.Close()
-	}
-	for _, f := range n.udpForwards {
-		_ = f.conn.Close()
-	}
-}
-
-// acceptLoop takes the clients of a forwarded TCP port until the network ends.
-func (n *Network) acceptLoop(f *tcpForward) {
-	for {
-		conn, err := f.listener.AcceptTCP()
-		if err == nil {
-			n.running.Go(func() { n.serveClient(f, conn) })
-			continue
-		}
-		if n.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+// acceptClients takes the waiting clients of a port, up to its budget.
+func (n *Network) acceptClients(f *forward) {
+	for range acceptBudget {
+		fd, from, errno := rawAccept(f.fd)
+		switch errno {
+		case 0:
+			n.running.Go(func() { n.serveClient(f, fd, from) })
+		case unix.EAGAIN:
+			return
+		case unix.EINTR, unix.ECONNABORTED:
+		default:
+			n.pausePort(f, os.NewSyscallError("accept", errno))
 			return
 		}
-		// Mostly no descriptor is left. The kernel keeps the client waiting until one is.
-		n.log.Warn().Err(err).Stringer("proto", TCP).Stringer("tgt", f.guest).Msg("accept a client")
-		select {
-		case <-n.ctx.Done():
-		case <-time.After(100 * time.Millisecond):
-		}
 	}
 }
 
-// serveClient carries one connection to the guest.
-func (n *Network) serveClient(f *tcpForward, conn *net.TCPConn) {
-	if n.waitingClients.Add(1) > int64(n.limits.pendingClients) || n.flows.full(TCP) {
+// serveClient carries one connection to the guest. It owns fd.
+func (n *Network) serveClient(f *forward, fd int, client netip.AddrPort) {
+	conn, err := n.sockets.add(fd, client)
+	if err != nil {
+		n.log.Debug().Stringer("proto", TCP).Stringer("ini", client).Err(err).Msg("client lost")
+		return
+	}
+	f.clients.Add(1)
+	f.live.Add(1)
+	defer f.live.Add(-1)
+	if n.flows.full(TCP) {
+		conn.reset()
+		return
+	}
+	if n.waitingClients.Add(1) > int64(n.limits.pendingClients) {
 		n.waitingClients.Add(-1)
 		n.stats.pendingLimit.Add(1)
-		reset(conn)
+		conn.reset()
 		return
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, n.limits.guestUp)
-	guest, ini, err := n.dialGuest(ctx, f.guest)
+	early := !n.isUp.Load()
+	flow, err := n.reachGuest(ctx, f, client)
+	for pause := firstRetry; early && isRefused(err) && sleep(ctx, pause); pause = min(2*pause, lastRetry) {
+		flow, err = n.reachGuest(ctx, f, client)
+	}
 	cancel()
 	n.waitingClients.Add(-1)
+	if err == nil && n.source == SourceProxy {
+		var dst netip.AddrPort
+		if dst, err = conn.local(); err == nil {
+			err = flow.guest.writeFirst(proxyHeader(client, dst))
+		}
+		if err != nil {
+			flow.guest.abort()
+			flow.guest.close()
+		}
+	}
 	if err != nil {
 		n.stats.guestRefused.Add(1)
-		n.log.Debug().Stringer("proto", TCP).Stringer("ini", conn.RemoteAddr()).Stringer("tgt", f.guest).Err(err).
+		n.log.Debug().Stringer("proto", TCP).Stringer("ini", client).Uint16("port", f.guest).Err(err).
 			Msg("guest did not accept")
-		reset(conn)
+		conn.reset()
 		return
 	}
-	n.run(&tcpFlow{flow: flow{key: flowKey{proto: TCP, ini: ini, tgt: f.guest}}, host: conn, guest: guest})
+	flow.host = conn
+	n.run(flow)
 }
 
-// dialGuest waits for the guest's NIC, connects to the guest from the gateway, and returns the gateway's side.
-func (n *Network) dialGuest(ctx context.Context, to netip.AddrPort) (*guestConn, netip.AddrPort, error) {
+const (
+	// firstRetry is the pause after the first refusal of an early client. It doubles up to lastRetry, which bounds what
+	// thousands of them cost a guest that boots.
+	firstRetry = 20 * time.Millisecond
+	lastRetry  = 500 * time.Millisecond
+)
+
+// isRefused says whether the guest answered that no program listens.
+func isRefused(err error) bool {
+	refusal, ok := errors.AsType[stackError](err)
+	if ok {
+		_, ok = refusal.err.(*tcpip.ErrConnectionRefused)
+	}
+	return ok
+}
+
+// sleep waits, and reports false if ctx has ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// way is one way to connect to the guest.
+type way struct {
+	from, to netip.AddrPort
+
+	state wayState
+	err   tcpip.Error // of wayImpassable and wayRefused
+	ep    tcpip.Endpoint
+	wq    waiter.Queue
+	entry waiter.Entry
+}
+
+type wayState uint8
+
+const (
+	wayUntried    wayState = iota
+	wayImpassable          // not for this client, or netstack has no port for it
+	waySilent              // not answered yet
+	wayRefused
+	wayAccepted
+)
+
+// The ways to the guest, as the theory of operation numbers them.
+const (
+	fromClient = iota
+	fromGateway
+	toOtherFamily
+	numWays
+)
+
+const (
+	// wayEvents come when a connection is made or has failed.
+	wayEvents = waiter.WritableEvents | waiter.EventHUp | waiter.EventErr
+	// wayJitter is how much later the answer to an earlier SYN may be noticed: netstack's processors run side by side.
+	wayJitter = 20 * time.Millisecond
+)
+
+// reachGuest waits for the guest's NIC and connects to the guest on behalf of a client. The flow that it returns lacks
+// the host's side.
+func (n *Network) reachGuest(ctx context.Context, f *forward, client netip.AddrPort) (*tcpFlow, error) {
 	select {
 	case <-n.up:
 	case <-ctx.Done():
-		return nil, netip.AddrPort{}, fmt.Errorf("the guest's network is not up: %w", ctx.Err())
+		return nil, fmt.Errorf("the guest's network is not up: %w", ctx.Err())
 	}
-	var wq waiter.Queue
-	ep, err := n.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
+	addr, other := client.Addr(), otherFamily(client.Addr())
+	to := netip.AddrPortFrom(guestOf(addr), f.guest)
+	ways := [numWays]*way{
+		fromClient:    {from: client, to: to},
+		fromGateway:   {from: netip.AddrPortFrom(gatewayOf(addr), 0), to: to},
+		toOtherFamily: {from: netip.AddrPortFrom(gatewayOf(other), 0), to: netip.AddrPortFrom(guestOf(other), f.guest)},
+	}
+	if !n.showsClient(addr) {
+		ways[fromClient].state = wayImpassable
+	}
+	order := [numWays]int{fromClient, fromGateway, toOtherFamily}
+	strict := n.showsClient(addr) && !mayBeGuests(addr) && (addr.Is4() || n.hasIPv6.Load())
+	hinted := !strict && f.crossedNow(familyOf(addr), n.now())
+	if hinted {
+		order = [numWays]int{toOtherFamily, fromClient, fromGateway}
+	}
+	begun := n.now()
+	winner, err := n.try(ctx, ways, order, strict)
+	for _, w := range ways {
+		if w != winner {
+			w.abandon()
+		}
+	}
+
+	// What was learned.
+	switch byClient, now := ways[fromClient].state, n.now(); {
+	case byClient > waySilent:
+		n.known.answered(addr, now)
+	case byClient == waySilent && ways[fromGateway].state > waySilent && n.known.unanswered(addr, begun, now):
+		n.log.Info().Stringer("ini", addr).Stringer("tgt", to.Addr()).
+			Msg("the guest answers the gateway but not this client's address, which may be in a network of its own: " +
+				"it sees this client as the gateway from now on, as PORTS_SOURCE=gateway has it for all, without trying")
+	}
+	if crossed := winner == ways[toOtherFamily]; !crossed {
+		f.crossed[familyOf(addr)].Store(0)
+	} else if !hinted {
+		f.crossed[familyOf(addr)].Store(n.now().Add(familyHint).UnixNano())
+	}
 	if err != nil {
-		return nil, netip.AddrPort{}, stackError{err}
+		return nil, err
 	}
-	entry, connected := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
-	wq.EventRegister(&entry)
-	defer wq.EventUnregister(&entry)
-	if err := ep.Bind(fullAddress(netip.AddrPortFrom(GatewayAddr, 0))); err != nil {
-		ep.Close()
-		return nil, netip.AddrPort{}, stackError{err}
-	}
-	err = ep.Connect(fullAddress(to))
-	if _, started := err.(*tcpip.ErrConnectStarted); started {
+	return winner.flow(n.flows.live(TCP))
+}
+
+// try goes the ways in the given order until it is clear which one is taken. If strict, silence on one is no reason to
+// begin the next. The caller abandons the others.
+func (n *Network) try(ctx context.Context, ways [numWays]*way, order [numWays]int, strict bool) (*way, error) {
+	news := make(chan struct{}, 1)
+	patience := time.NewTimer(n.limits.silence) // with the way that was begun last
+	defer patience.Stop()
+	begun, impatient, hesitating := 0, false, false
+	for {
+		winner, done := verdict(ways)
+		switch {
+		case done && (hesitating && impatient || !overtook(ways, order[:begun], winner)):
+			return winner, failure(ways, winner)
+		case done && !hesitating:
+			hesitating, impatient = true, false
+			patience.Reset(wayJitter)
+		case !done && impatient && refused(ways) && (begun == numWays || ways[fromClient].state == wayRefused):
+			return nil, failure(ways, nil) // what answers refuses
+		case !done:
+			for begun < numWays && (begun == 0 || impatient && !strict || ways[order[begun-1]].state != waySilent) {
+				n.begin(ways[order[begun]], news)
+				begun++
+				impatient = false
+				patience.Reset(n.limits.silence)
+			}
+		}
 		select {
 		case <-ctx.Done():
-			ep.Abort()
-			return nil, netip.AddrPort{}, ctx.Err()
-		case <-connected:
+			return nil, ctx.Err()
+		case <-news:
+		case <-patience.C:
+			impatient = true
 		}
-		err = ep.LastError()
-	}
-	if err == nil {
-		var local tcpip.FullAddress
-		if local, err = ep.GetLocalAddress(); err == nil {
-			return newGuestConn(ep, &wq), addrPort(local.Addr, local.Port), nil
+		for _, w := range ways {
+			w.update()
 		}
 	}
+}
+
+// verdict says which way is taken, or that none is. It reports false as long as that is open.
+func verdict(ways [numWays]*way) (*way, bool) {
+	client, gateway, other := ways[fromClient], ways[fromGateway], ways[toOtherFamily]
+	switch {
+	case client.state == wayAccepted:
+		return client, true
+	case gateway.state == wayAccepted && client.state == wayRefused:
+		return nil, true
+	case gateway.state == wayAccepted:
+		return gateway, true
+	case other.state == wayAccepted:
+		return other, true
+	}
+	for _, w := range ways {
+		if w.state == wayUntried || w.state == waySilent {
+			return nil, false
+		}
+	}
+	return nil, true
+}
+
+// overtook says whether a way was answered before one that was begun earlier.
+func overtook(ways [numWays]*way, begun []int, winner *way) bool {
+	for _, i := range begun {
+		if ways[i] == winner {
+			return false
+		}
+		if winner != nil && ways[i].state == waySilent {
+			return true
+		}
+	}
+	return false
+}
+
+// refused says whether a way was refused.
+func refused(ways [numWays]*way) bool {
+	return slices.ContainsFunc(ways[:], func(w *way) bool { return w.state == wayRefused })
+}
+
+// failure is why no way is taken, nil if one is.
+func failure(ways [numWays]*way, winner *way) error {
+	if winner != nil {
+		return nil
+	}
+	var reason tcpip.Error = &tcpip.ErrAborted{}
+	for _, w := range ways {
+		if w.err != nil {
+			reason = w.err
+		}
+		if w.state == wayRefused {
+			break
+		}
+	}
+	return stackError{reason}
+}
+
+// begin sends the first SYN of a way.
+func (n *Network) begin(w *way, news chan<- struct{}) {
+	if w.state == wayImpassable {
+		return
+	}
+	w.entry = waiter.NewFunctionEntry(wayEvents, func(waiter.EventMask) {
+		select {
+		case news <- struct{}{}:
+		default:
+		}
+	})
+	// The client's own port, unless another connection to the same port of the guest has it.
+	if w.err = n.connect(w); w.err != nil && w.from.Port() != 0 {
+		w.from = netip.AddrPortFrom(w.from.Addr(), 0)
+		w.err = n.connect(w)
+	}
+}
+
+// connect begins to connect, and sets the state.
+func (n *Network) connect(w *way) tcpip.Error {
+	w.state = wayImpassable
+	ep, err := n.stack.NewEndpoint(tcp.ProtocolNumber, networkProtocol(w.from.Addr()), &w.wq)
+	if err != nil {
+		return err
+	}
+	// A client may use one port of its own for connections to several of ours.
+	ep.SocketOptions().SetReuseAddress(w.from.Port() != 0)
+	w.wq.EventRegister(&w.entry)
+	if err = ep.Bind(fullAddress(w.from)); err == nil {
+		err = ep.Connect(fullAddress(w.to))
+	}
+	if _, started := err.(*tcpip.ErrConnectStarted); started {
+		w.state, w.ep = waySilent, ep
+		return nil
+	}
+	w.wq.EventUnregister(&w.entry)
 	ep.Close()
-	return nil, netip.AddrPort{}, stackError{err}
+	return err
 }
 
-// clientFlow is a client of a forwarded UDP port.
-type clientFlow struct {
-	flow
-	f   *udpForward
-	key clientKey // shadows flow.key, which is the guest's view
-
-	answered atomic.Bool
-}
-
-// stop implements entry.
-func (c *clientFlow) stop() {
-	c.f.mu.Lock()
-	defer c.f.mu.Unlock()
-	if c.f.clients[c.key] == c {
-		delete(c.f.clients, c.key)
-	}
-}
-
-// clientLoop takes the datagrams of a forwarded UDP port until its socket is closed.
-func (n *Network) clientLoop(f *udpForward) {
-	r := clientReader{}
-	read := r.read
-	for f.raw.Read(read) == nil {
-		if r.err != nil {
-			continue // an ICMP error for an earlier answer: the client is gone, its flow expires
-		}
-		f.fromClient(r.from, r.buf[:r.n])
-		datagramPool.Put(r.buf)
-		r.buf = nil
-	}
-}
-
-// clientReader reads a datagram into a buffer that it takes only when there is one: 500 idle ports hold no buffers.
-type clientReader struct {
-	buf  *[1 << 16]byte
-	oob  [128]byte
-	n    int
-	from clientKey
-	err  error
-}
-
-func (r *clientReader) read(fd uintptr) bool {
-	r.buf = datagramPool.Get().(*[1 << 16]byte)
-	r.n, r.from, r.err = recvFrom(fd, r.buf[:], r.oob[:])
-	if r.err != nil {
-		datagramPool.Put(r.buf)
-		r.buf = nil
-	}
-	return r.err != unix.EAGAIN
-}
-
-// fromClient sends a client's datagram to the guest.
-func (f *udpForward) fromClient(key clientKey, payload []byte) {
-	n := f.n
-	select {
-	case <-n.up:
-	default:
-		n.stats.udpDropped.Add(1) // it would wait for ARP at best, and UDP clients repeat themselves
+// update notes what has become of a way.
+func (w *way) update() {
+	if w.state != waySilent || w.ep.Readiness(wayEvents) == 0 {
 		return
 	}
-	c := f.client(key)
-	if c == nil {
-		n.stats.udpDropped.Add(1)
-		return
+	w.state = wayAccepted
+	if w.err = w.ep.LastError(); w.err != nil {
+		w.state = wayRefused
 	}
-	idle := n.limits.udpNew
-	if c.answered.Load() {
-		idle = n.limits.udpAnswered
-	}
-	n.flows.touch(&c.flow, idle)
-	n.sendUDP(c.flow.key.ini, c.flow.key.tgt, payload)
 }
 
-// client returns a client's flow, a new one if need be, and nil where there are too many.
-func (f *udpForward) client(key clientKey) *clientFlow {
-	f.mu.Lock()
-	c := f.clients[key]
-	f.mu.Unlock()
-	if c != nil {
-		return c
-	}
-	c = &clientFlow{f: f, key: key}
-	// The client's own port is as good as any, and helps whoever reads a packet trace. If it is taken, the next one is.
-	port := key.client.Port()
-	for range 1 << 16 {
-		c.flow.key = flowKey{proto: UDP, ini: netip.AddrPortFrom(GatewayAddr, port), tgt: f.guest}
-		err := errFlowExists
-		if port >= minClientPort {
-			err = f.n.flows.add(c)
-		}
-		if err == nil {
-			f.mu.Lock()
-			f.clients[key] = c
-			f.mu.Unlock()
-			f.n.log.Debug().Uint64("flow", c.id).Stringer("proto", UDP).Stringer("ini", key.view()).
-				Stringer("tgt", f.guest).Msg("flow")
-			return c
-		}
-		if !errors.Is(err, errFlowExists) {
-			return nil
-		}
-		port++
-	}
-	return nil
-}
-
-// minClientPort keeps clients off the ports of the gateway's services and those that a guest may treat as privileged.
-const minClientPort = 1024
-
-// answer sends the guest's datagram back to the client. It is called by the link's reader.
-func (c *clientFlow) answer(payload []byte) {
-	n := c.f.n
-	if !c.answered.Load() {
-		c.answered.Store(true)
-	}
-	n.flows.touch(&c.flow, n.limits.udpAnswered)
-	if err := sendTo(c.f.raw, c.key, payload); err != nil {
-		n.stats.udpDropped.Add(1)
+// abandon ends a way that is not taken.
+func (w *way) abandon() {
+	if w.ep == nil {
 		return
 	}
-	n.stats.hostBytes[UDP].Add(uint64(len(payload)))
+	w.wq.EventUnregister(&w.entry)
+	w.ep.Abort()
+	w.ep.Close()
+}
+
+// flow is the guest's side of a connection by this way, one of that many.
+func (w *way) flow(flows int) (*tcpFlow, error) {
+	w.wq.EventUnregister(&w.entry)
+	local, err := w.ep.GetLocalAddress()
+	if err != nil {
+		w.ep.Close()
+		return nil, stackError{err}
+	}
+	ini := addrPort(local.Addr, local.Port)
+	return &tcpFlow{
+		flow:  flow{key: flowKey{proto: TCP, ini: ini, tgt: w.to}},
+		guest: newGuestConn(w.ep, &w.wq, flows),
+	}, nil
 }

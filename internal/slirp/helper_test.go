@@ -32,40 +32,56 @@ type bridge struct {
 }
 
 // testPolicy lets the guest reach the servers of a test, on the host's loopback.
-var testPolicy = Policy{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, GatewayIsLoopback: true}
+var testPolicy = Policy{Allow: rules("10.0.2.2/32", "fd00:10:0:2::2/128", "127.0.0.0/8", "::1/128")}
+
+// rules makes a rule for all ports of each prefix.
+func rules(prefixes ...string) (all []Rule) {
+	for _, p := range prefixes {
+		all = append(all, Rule{Prefix: netip.MustParsePrefix(p)})
+	}
+	return all
+}
 
 // newBridge starts a network with a guest that is up. change may alter the network before it runs.
 func newBridge(t testing.TB, o Options, change func(*Network)) *bridge {
 	t.Helper()
 	b := newSilentBridge(t, o, change)
 	b.guest.Announce()
+	within(t, "the guest's NIC", func() bool { <-b.Up(); return true })
 	return b
 }
 
 // newSilentBridge is newBridge with a guest that has sent nothing yet.
 func newSilentBridge(t testing.TB, o Options, change func(*Network)) *bridge {
 	t.Helper()
-	host, guest, err := SocketPair()
-	if err != nil {
-		t.Fatalf("SocketPair() = %v", err)
-	}
-	o.Socket = host
+	return newBridgeWithNIC(t, o, change, nil)
+}
+
+// newBridgeWithNIC is newSilentBridge where nic may alter the guest's NIC before it is connected.
+func newBridgeWithNIC(t testing.TB, o Options, change func(*Network), nic func(*slirptest.NIC)) *bridge {
+	t.Helper()
+	o.Socket = socketPath(t)
 	o.Log = zerolog.Nop()
 	if o.ResolvConf == "" {
 		o.ResolvConf = filepath.Join(t.TempDir(), "resolv.conf")
 	}
 	n, err := New(o)
 	if err != nil {
-		guest.Close()
 		t.Fatalf("New() = %v", err)
 	}
+	n.limits.probe = 2 * hang
 	if change != nil {
 		change(n)
 	}
 	b := &bridge{Network: n, done: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { b.done <- n.Run(ctx) }()
-	b.guest = slirptest.New(t, guest, slirptest.Config{Address: netip.PrefixFrom(GuestAddr, PrefixBits), MAC: GuestMAC})
+	b.guest = slirptest.New(t, o.Socket, slirptest.Config{
+		Address:  netip.PrefixFrom(GuestAddr, PrefixBits),
+		Address6: netip.PrefixFrom(GuestAddr6, PrefixBits6),
+		MAC:      GuestMAC,
+		NIC:      nic,
+	})
 	t.Cleanup(func() {
 		cancel()
 		select {
@@ -81,9 +97,32 @@ func newSilentBridge(t testing.TB, o Options, change func(*Network)) *bridge {
 	return b
 }
 
+// socketPath is a path for the link's socket. That of t.TempDir may be too long for one.
+func socketPath(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "slirp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return filepath.Join(dir, "nic")
+}
+
 // gateway is the address by which the guest reaches a server on the host's loopback.
 func gateway(a net.Addr) netip.AddrPort {
-	return netip.AddrPortFrom(GatewayAddr, port(a))
+	host := a.(interface{ AddrPort() netip.AddrPort }).AddrPort()
+	return netip.AddrPortFrom(gatewayOf(host.Addr().Unmap()), host.Port())
+}
+
+// loopbacks are the host's, of the families that it has.
+func loopbacks(t testing.TB) []string {
+	c, err := net.ListenPacket("udp6", "[::1]:0")
+	if err != nil {
+		t.Logf("no IPv6: %v", err)
+		return []string{"127.0.0.1:0"}
+	}
+	c.Close()
+	return []string{"127.0.0.1:0", "[::1]:0"}
 }
 
 func port(a net.Addr) uint16 {
@@ -99,7 +138,12 @@ func port(a net.Addr) uint16 {
 // listenHost is a TCP server on the host's loopback.
 func listenHost(t testing.TB) *net.TCPListener {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	return listenHostAt(t, "127.0.0.1:0")
+}
+
+func listenHostAt(t testing.TB, address string) *net.TCPListener {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +203,13 @@ func eventually(t testing.TB, what string, f func() bool) {
 // guestToHost makes a connection from the guest to a server on the host.
 func guestToHost(t testing.TB, b *bridge) (guest *slirptest.Conn, host *net.TCPConn) {
 	t.Helper()
-	l := listenHost(t)
+	return guestToHostAt(t, b, "127.0.0.1:0")
+}
+
+// guestToHostAt is guestToHost with a server at an address of the loopback.
+func guestToHostAt(t testing.TB, b *bridge, address string) (guest *slirptest.Conn, host *net.TCPConn) {
+	t.Helper()
+	l := listenHostAt(t, address)
 	guest, err := b.guest.DialTCP(hangContext(t), gateway(l.Addr()))
 	if err != nil {
 		t.Fatalf("DialTCP() = %v", err)

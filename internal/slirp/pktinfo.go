@@ -2,7 +2,6 @@ package slirp
 
 import (
 	"net/netip"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,33 +20,28 @@ func (k clientKey) view() netip.AddrPort {
 	return netip.AddrPortFrom(k.client.Addr().Unmap(), k.client.Port())
 }
 
-// askPktInfo makes the kernel tell the destination of each datagram: IPV6_PKTINFO on a socket for IPv6 or both
-// families, else IP_PKTINFO.
-func askPktInfo(raw syscall.RawConn) error {
-	var optErr error
-	if err := raw.Control(func(fd uintptr) {
-		if optErr = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1); optErr != nil {
-			optErr = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1)
-		}
-	}); err != nil {
-		return err
+// askPktInfo makes the kernel tell the destination of each datagram.
+func askPktInfo(fd, family int) error {
+	if family == unix.AF_INET6 { // for IPv4 as well, on a socket for both
+		return unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)
 	}
-	return optErr
+	return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_PKTINFO, 1)
 }
 
 // parsePktInfo returns the address that a datagram was sent to, if it is one to answer from.
 func parsePktInfo(oob []byte) netip.Addr {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return netip.Addr{}
-	}
-	for _, m := range msgs {
+	for len(oob) >= unix.SizeofCmsghdr {
+		hdr, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			break
+		}
+		oob = rest
 		var addr netip.Addr
 		switch {
-		case m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
-			addr = netip.AddrFrom4((*unix.Inet4Pktinfo)(unsafe.Pointer(&m.Data[0])).Spec_dst)
-		case m.Header.Level == unix.SOL_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
-			addr = netip.AddrFrom16((*unix.Inet6Pktinfo)(unsafe.Pointer(&m.Data[0])).Addr)
+		case hdr.Level == unix.SOL_IP && hdr.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+			addr = netip.AddrFrom4((*unix.Inet4Pktinfo)(unsafe.Pointer(&data[0])).Spec_dst)
+		case hdr.Level == unix.SOL_IPV6 && hdr.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+			addr = netip.AddrFrom16((*unix.Inet6Pktinfo)(unsafe.Pointer(&data[0])).Addr)
 		}
 		if addr.IsValid() && !addr.IsMulticast() && !addr.Unmap().IsMulticast() {
 			return addr
@@ -75,31 +69,35 @@ func (k clientKey) sockaddr() unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(k.client.Port()), Addr: k.client.Addr().As16(), ZoneId: k.scope}
 }
 
-// recvFrom receives a datagram without waiting.
-func recvFrom(fd uintptr, buf, oob []byte) (n int, key clientKey, err error) {
-	n, oobn, _, from, err := unix.Recvmsg(int(fd), buf, oob, unix.MSG_DONTWAIT)
-	if err != nil {
-		return 0, key, err
-	}
-	switch sa := from.(type) {
-	case *unix.SockaddrInet4:
-		key.client = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		key.client = netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
-		key.scope = sa.ZoneId
-	}
-	key.host = parsePktInfo(oob[:oobn])
-	return n, key, nil
+// datagramReader receives datagrams of clients. It holds what the system call needs, so that nothing is allocated, and
+// its buffer once there was one.
+type datagramReader struct {
+	buf  []byte
+	name unix.RawSockaddrInet6 // of either family
+	oob  [128]byte
 }
 
-// sendTo sends a datagram to a client without waiting.
-func sendTo(raw syscall.RawConn, to clientKey, payload []byte) error {
-	var sendErr error
-	if err := raw.Write(func(fd uintptr) bool {
-		sendErr = unix.Sendmsg(int(fd), payload, to.control(), to.sockaddr(), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		return true
-	}); err != nil {
-		return err
+// read receives a datagram without waiting. The payload is valid until the next call.
+func (r *datagramReader) read(fd int) (payload []byte, key clientKey, err error) {
+	if r.buf == nil {
+		r.buf = make([]byte, 1<<16)
 	}
-	return sendErr
+	iov := unix.Iovec{Base: &r.buf[0]}
+	iov.SetLen(len(r.buf))
+	msg := unix.Msghdr{
+		Name: (*byte)(unsafe.Pointer(&r.name)), Namelen: unix.SizeofSockaddrInet6,
+		Iov: &iov, Control: &r.oob[0],
+	}
+	msg.SetIovlen(1)
+	msg.SetControllen(len(r.oob))
+	n, errno := rawMessage(unix.SYS_RECVMSG, fd, &msg)
+	if errno != 0 {
+		return nil, key, errno
+	}
+	key.client = socketAddr(&r.name)
+	if r.name.Family == unix.AF_INET6 {
+		key.scope = r.name.Scope_id
+	}
+	key.host = parsePktInfo(r.oob[:msg.Controllen])
+	return r.buf[:n], key, nil
 }

@@ -1,14 +1,17 @@
 package slirp
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
-	"net"
+	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -20,42 +23,45 @@ import (
 // back-pressure from end to end.
 //
 // End of data passes through alone: after a FIN of one side the other's sending direction is shut, and data goes on
-// flowing the other way for as long as it likes. A reset, or any error, on one side is a reset of the other.
-// Keep-alives on both find ends that vanished in silence, also a guest that gave up a half-closed connection.
+// flowing the other way for as long as it likes. A reset, or any error, on one side is a reset of the other, also
+// while that one takes nothing: whoever waits for one side looks out for the end of the other as well. Keep-alives on
+// both find ends that vanished in silence, also a guest that gave up a half-closed connection.
 //
-// Buffers come from a pool and are held only while there is data to move: an idle connection holds none.
+// There is no buffer in between: data goes from netstack's segments straight to the host's socket, and from the host's
+// socket straight into the buffers that become netstack's segments. An idle connection holds none.
+//
+// A flow is over when the guest has acknowledged everything, and not before: what it leaves unread stays in netstack,
+// which is for the table of flows to bound. A guest that takes nothing for a minute is reset.
 
-// spliceBytes is the size of a buffer: a full GSO segment. Larger ones do not fit a CPU's cache.
-const spliceBytes = 64 << 10
-
-var splicePool = sync.Pool{New: func() any { return new([spliceBytes]byte) }}
-
-// The keep-alive of both sides: a dead peer is noticed 5 minutes later.
-const (
-	keepAliveIdle     = 3 * time.Minute
-	keepAliveInterval = 15 * time.Second
-	keepAliveCount    = 8
-)
-
-var keepAlive = net.KeepAliveConfig{
-	Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
-}
+// spliceBytes is how much is taken from the host's socket at once: some GSO segments. More would only be more in
+// flight inside us.
+const spliceBytes = 256 << 10
 
 // tcpFlow is a TCP connection through the bridge.
 type tcpFlow struct {
 	flow
-	host  *net.TCPConn
+	host  *hostConn
 	guest *guestConn
+
+	toGuestEnded chan struct{} // closed after the FIN of the host's side
 }
 
-// stop implements entry: it resets both sides.
+// stop implements entry: it makes both sides end with a reset. Splice then closes them.
 func (f *tcpFlow) stop() {
-	reset(f.host)
 	f.guest.abort()
+	f.host.abort()
+}
+
+// discard resets both sides of a flow that is not spliced.
+func (f *tcpFlow) discard() {
+	f.guest.abort()
+	f.guest.close()
+	f.host.reset()
 }
 
 // splice moves data until both directions have ended.
 func (n *Network) splice(f *tcpFlow) {
+	f.toGuestEnded = make(chan struct{})
 	var toHost error
 	var other sync.WaitGroup
 	other.Go(func() {
@@ -67,105 +73,206 @@ func (n *Network) splice(f *tcpFlow) {
 	if toGuest != nil {
 		f.stop()
 	}
+	close(f.toGuestEnded)
 	other.Wait()
 	err := errors.Join(toHost, toGuest)
 	if err != nil {
 		n.stats.resets.Add(1)
+		f.host.reset()
+	} else {
+		f.host.close()
+		f.guest.linger(n.limits.linger)
 	}
-	_ = f.host.Close()
 	f.guest.close()
 	n.log.Debug().Uint64("flow", f.id).Dur("dur", n.now().Sub(f.started)).AnErr("err", err).Msg("connection ended")
 }
 
 // copyToHost is the direction from the guest. It returns nil after the guest's FIN.
 func (n *Network) copyToHost(f *tcpFlow) error {
+	w := hostWriter{fd: f.host.fd}
 	for {
-		if err := f.guest.waitReadable(); err != nil {
+		if err := f.waitReadable(); err != nil {
 			return err
 		}
-		buf := splicePool.Get().(*[spliceBytes]byte)
-		got, err := f.guest.read(buf[:])
-		if got > 0 {
-			if _, werr := f.host.Write(buf[:got]); werr != nil {
-				err = werr
+		broken := f.host.isBroken()
+		w.n, w.full, w.err = 0, false, nil
+		err := f.guest.readTo(&w)
+		n.stats.hostBytes[TCP].Add(uint64(w.n))
+		f.hostBytes.Add(uint64(w.n))
+		n.flows.touch(&f.flow, 0)
+		switch {
+		case w.err != nil:
+			return w.err
+		case errors.Is(err, io.EOF):
+			return f.host.closeWrite()
+		case err != nil:
+			return err
+		case w.full && broken:
+			return f.host.failure()
+		case w.full:
+			// The guest's tokens for this goroutine come with its end, too.
+			if err := f.waitHost(f.host.writable, f.guest.readable); err != nil {
+				return err
 			}
-			n.stats.hostBytes[TCP].Add(uint64(got))
 		}
-		splicePool.Put(buf)
-		if errors.Is(err, io.EOF) {
-			return ignoreNotConnected(f.host.CloseWrite())
+	}
+}
+
+// waitReadable waits until there is something to read from the guest. As long as there may be data for the guest, the
+// other direction sees to the host's end; then it fails here.
+func (f *tcpFlow) waitReadable() error {
+	ended, broken := f.toGuestEnded, (<-chan struct{})(nil)
+	for !f.guest.ready(waiter.ReadableEvents) {
+		select {
+		case <-f.guest.readable:
+		case <-ended:
+			ended, broken = nil, f.host.broken
+		case <-broken:
+			return f.host.failure()
 		}
-		if err != nil {
-			return err
+	}
+	return nil
+}
+
+// waitHost waits for something new on the host's side, of which news has the tokens: also that it is broken. It fails
+// when the guest's side does, for which it takes that side's tokens of the caller.
+func (f *tcpFlow) waitHost(news, guest <-chan struct{}) error {
+	for {
+		select {
+		case <-news:
+			return nil
+		case <-f.host.broken:
+			return nil
+		case <-guest:
+			if err := f.guest.failure(); err != nil {
+				return err
+			}
 		}
+	}
+}
+
+// hostWriter moves what the guest has sent into the host's socket.
+type hostWriter struct {
+	fd   int
+	n    int // bytes moved
+	full bool
+	err  error
+}
+
+// Write implements io.Writer for netstack, which calls it for each segment and goes on until it fails.
+func (w *hostWriter) Write(b []byte) (int, error) {
+	for {
+		n, errno := rawWrite(w.fd, b)
+		w.n += n
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno == 0 && n == len(b):
+			return n, nil
+		case errno == 0 || errno == unix.EAGAIN:
+			w.full = true
+			return n, io.ErrShortWrite
+		}
+		w.err = os.NewSyscallError("write", errno)
+		return n, w.err
 	}
 }
 
 // copyToGuest is the direction from the host. It returns nil after the peer's FIN.
 func (n *Network) copyToGuest(f *tcpFlow) error {
-	conn, err := f.host.SyscallConn()
-	if err != nil {
-		return err
-	}
-	r := hostReader{}
-	read := r.read
-	for {
-		if err := conn.Read(read); err != nil {
-			return err
-		}
-		if r.n > 0 {
-			err = f.guest.write(r.buf[:r.n])
-			n.stats.guestBytes[TCP].Add(uint64(r.n))
-			splicePool.Put(r.buf)
-			r.buf = nil
-			if err != nil {
+	r := hostReader{fd: f.host.fd}
+	for first := true; ; first = false {
+		broken := f.host.isBroken() // before looking: what came earlier is there
+		switch err := r.look(); {
+		case err == nil:
+		case errors.Is(err, unix.EAGAIN) && !broken:
+			if first {
+				n.link.Flush() // nothing that the end of the handshake could go along with
+			}
+			if err := f.waitHost(f.host.readable, f.guest.writable); err != nil {
 				return err
 			}
-		}
-		switch {
-		case r.err != nil:
-			return r.err
-		case r.n == 0:
+			continue
+		case errors.Is(err, io.EOF) && !broken:
 			return f.guest.closeWrite()
+		case broken:
+			return f.host.failure()
+		default:
+			return err
+		}
+		moved, full, err := f.guest.writeFrom(&r)
+		n.stats.guestBytes[TCP].Add(uint64(moved))
+		f.guestBytes.Add(uint64(moved))
+		n.flows.touch(&f.flow, 0)
+		if err != nil {
+			return err
+		}
+		for full && !f.guest.ready(waiter.WritableEvents) {
+			select {
+			case <-f.guest.writable:
+			case <-f.host.broken:
+				return f.host.failure()
+			}
 		}
 	}
 }
 
-// hostReader reads from a socket into a buffer that it takes only when there is something to read.
+// hostReader moves what has arrived on the host's socket to the guest. It implements tcpip.Payloader: netstack asks
+// for the length, makes buffers for it, and reads into them.
 type hostReader struct {
-	buf *[spliceBytes]byte
-	n   int
-	err error
+	fd   int
+	left int   // bytes to move
+	err  error // of reading from the socket
 }
 
-func (r *hostReader) read(fd uintptr) bool {
-	r.buf = splicePool.Get().(*[spliceBytes]byte)
+// look looks for something to move. It returns EAGAIN when there is nothing yet, and io.EOF after the peer's FIN.
+// Netstack has to know the length first. What the socket has now is there to stay: nobody else reads it.
+func (r *hostReader) look() error {
 	for {
-		r.n, r.err = unix.Read(int(fd), r.buf[:])
-		if r.err != unix.EINTR {
-			break
+		queued, errno := rawQueued(r.fd)
+		if errno != 0 {
+			return os.NewSyscallError("ioctl", errno)
+		}
+		if queued > 0 {
+			r.left = min(queued, spliceBytes)
+			return nil
+		}
+		var b [1]byte
+		switch n, errno := rawPeek(r.fd, b[:]); {
+		case errno == unix.EAGAIN:
+			return unix.EAGAIN
+		case errno == unix.EINTR, n > 0: // it has come meanwhile
+		case errno != 0:
+			return os.NewSyscallError("recv", errno)
+		default:
+			return io.EOF
 		}
 	}
-	r.n = max(r.n, 0)
-	if r.n == 0 {
-		splicePool.Put(r.buf)
-		r.buf = nil
-	}
-	return r.err != unix.EAGAIN
 }
 
-// reset closes a connection of the host with a RST.
-func reset(c *net.TCPConn) {
-	_ = c.SetLinger(0)
-	_ = c.Close()
-}
+// Len implements tcpip.Payloader.
+func (r *hostReader) Len() int { return r.left }
 
-// ignoreNotConnected drops the error of shutting a connection that the peer has closed altogether in the meantime.
-func ignoreNotConnected(err error) error {
-	if errors.Is(err, unix.ENOTCONN) {
-		return nil
+// Read implements tcpip.Payloader.
+func (r *hostReader) Read(to []byte) (int, error) {
+	if len(to) == 0 {
+		return 0, nil
 	}
-	return err
+	for {
+		n, errno := rawRead(r.fd, to[:min(len(to), r.left)])
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno != 0:
+			r.err = os.NewSyscallError("read", errno)
+			return 0, r.err
+		case n == 0:
+			r.err = io.ErrUnexpectedEOF // not EOF, which netstack would try again
+			return 0, r.err
+		}
+		r.left -= n
+		return n, nil
+	}
 }
 
 // guestConn is netstack's side of a TCP flow. At most one goroutine may read and one write.
@@ -175,10 +282,28 @@ type guestConn struct {
 	readable, writable chan struct{}
 	readEntry          waiter.Entry
 	writeEntry         waiter.Entry
-	payload            payload
+
+	mu     sync.Mutex
+	failed error // guarded by mu: what failure has learned
 }
 
-func newGuestConn(ep tcpip.Endpoint, wq *waiter.Queue) *guestConn {
+const (
+	// maxBufferBytes is the size that each of a connection's two buffers with the guest may grow to.
+	maxBufferBytes = 4 << 20
+	// minBufferBytes holds a full segment.
+	minBufferBytes = 64 << 10
+	// bufferBudget is what a new connection's buffer is a share of. 8,192 connections of which nothing moves come to
+	// 1 GiB in each direction: the first ones keep what they have (128 MiB x (1 + ln 64) + 6,144 x 64 KiB).
+	bufferBudget = 128 << 20
+)
+
+// bufferSize is how large each buffer of a new connection may be when there are that many.
+func bufferSize(flows int) int {
+	return max(minBufferBytes, min(maxBufferBytes, bufferBudget/max(1, flows)))
+}
+
+// newGuestConn makes the guest's side of a flow, one of that many.
+func newGuestConn(ep tcpip.Endpoint, wq *waiter.Queue, flows int) *guestConn {
 	g := &guestConn{ep: ep, wq: wq}
 	g.readEntry, g.readable = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 	g.writeEntry, g.writable = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
@@ -186,6 +311,10 @@ func newGuestConn(ep tcpip.Endpoint, wq *waiter.Queue) *guestConn {
 	wq.EventRegister(&g.writeEntry)
 	ops := ep.SocketOptions()
 	ops.SetDelayOption(false)
+	if size := bufferSize(flows); size < maxBufferBytes { // a size that is set does not grow
+		ops.SetReceiveBufferSize(int64(size), true)
+		ops.SetSendBufferSize(int64(size), true)
+	}
 	ops.SetKeepAlive(true)
 	for _, o := range []tcpip.SettableSocketOption{
 		ptr(tcpip.KeepaliveIdleOption(keepAliveIdle)),
@@ -197,42 +326,81 @@ func newGuestConn(ep tcpip.Endpoint, wq *waiter.Queue) *guestConn {
 	return g
 }
 
-// waitReadable returns when read will not wait.
-func (g *guestConn) waitReadable() error {
-	for g.ep.Readiness(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) == 0 {
-		<-g.readable
-	}
-	return nil
+// ready says whether there is something to do for events, or the connection has ended.
+func (g *guestConn) ready(events waiter.EventMask) bool {
+	return g.ep.Readiness(events|waiter.EventHUp|waiter.EventErr) != 0
 }
 
-// read returns io.EOF after the guest's FIN and 0, nil when there is nothing to read.
-func (g *guestConn) read(b []byte) (int, error) {
-	w := tcpip.SliceWriter(b)
-	res, err := g.ep.Read(&w, tcpip.ReadOptions{})
-	switch err.(type) {
-	case nil:
-		return res.Count, nil
-	case *tcpip.ErrWouldBlock:
-		return 0, nil
-	case *tcpip.ErrClosedForReceive:
-		return 0, io.EOF
-	}
-	return 0, stackError{err}
-}
-
-// write writes all of b, waiting for the guest as often as needed.
-func (g *guestConn) write(b []byte) error {
-	for len(b) > 0 {
-		g.payload.b = b
-		n, err := g.ep.Write(&g.payload, tcpip.WriteOptions{})
-		b = b[n:] // netstack may have read more than it took
-		switch err.(type) {
-		case nil:
-		case *tcpip.ErrWouldBlock:
-			<-g.writable
-		default:
-			return stackError{err}
+// failure is why the connection has failed, nil if it has not. Netstack tells it once.
+func (g *guestConn) failure() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.failed == nil {
+		if err := g.ep.LastError(); err != nil {
+			g.failed = stackError{err}
 		}
+	}
+	return g.failed
+}
+
+// linger returns when the guest has acknowledged all that was sent, after the FINs of both sides, or has taken nothing
+// for as long as patience lasts.
+func (g *guestConn) linger(patience time.Duration) {
+	_ = g.ep.SetSockOpt(ptr(tcpip.TCPUserTimeoutOption(patience))) // this cannot fail on a TCP endpoint
+	for {
+		switch tcp.EndpointState(g.ep.State()) {
+		case tcp.StateClose, tcp.StateError, tcp.StateTimeWait:
+			return
+		}
+		select {
+		case <-g.readable:
+		case <-g.writable:
+		}
+	}
+}
+
+// readTo writes what the guest has sent to w, as far as w takes it. It returns io.EOF after the guest's FIN.
+func (g *guestConn) readTo(w io.Writer) error {
+	_, err := g.ep.Read(w, tcpip.ReadOptions{})
+	switch err.(type) {
+	case nil, *tcpip.ErrWouldBlock, *tcpip.ErrBadBuffer: // the last is w's error
+		return nil
+	case *tcpip.ErrClosedForReceive:
+		if failed := g.failure(); failed != nil {
+			return failed
+		}
+		return io.EOF
+	}
+	return stackError{err}
+}
+
+// writeFrom sends what r has, or the beginning of it. It says full where the guest has to take something first.
+func (g *guestConn) writeFrom(r *hostReader) (n int, full bool, err error) {
+	had := r.left
+	written, terr := g.ep.Write(r, tcpip.WriteOptions{})
+	n = int(written)
+	switch terr.(type) {
+	case nil:
+		if n != had-r.left {
+			return n, false, fmt.Errorf("netstack took %d bytes of %d", n, had-r.left)
+		}
+		return n, false, nil
+	case *tcpip.ErrWouldBlock:
+		return n, true, nil
+	case *tcpip.ErrBadBuffer:
+		return n, false, r.err
+	}
+	return n, false, stackError{terr}
+}
+
+// writeFirst sends a few bytes on a connection that nothing was sent on yet, so there is room.
+func (g *guestConn) writeFirst(b []byte) error {
+	n, err := g.ep.Write(bytes.NewReader(b), tcpip.WriteOptions{})
+	if err != nil {
+		return stackError{err}
+	}
+	if int(n) != len(b) {
+		return io.ErrShortWrite
 	}
 	return nil
 }
@@ -255,18 +423,4 @@ func (g *guestConn) close() {
 	g.wq.EventUnregister(&g.readEntry)
 	g.wq.EventUnregister(&g.writeEntry)
 	g.ep.Close()
-}
-
-// payload implements tcpip.Payloader.
-type payload struct{ b []byte }
-
-func (p *payload) Len() int { return len(p.b) }
-
-func (p *payload) Read(to []byte) (int, error) {
-	if len(p.b) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(to, p.b)
-	p.b = p.b[n:]
-	return n, nil
 }

@@ -59,7 +59,7 @@ func (n *Network) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 	if len(hdr) < header.TCPMinimumSize || hdr.Flags()&(header.TCPFlagSyn|header.TCPFlagAck) != header.TCPFlagSyn {
 		return false
 	}
-	if _, ok := n.policy.target(addrPort(id.LocalAddress, id.LocalPort)); !ok {
+	if _, ok := n.policy.target(TCP, addrPort(id.LocalAddress, id.LocalPort)); !ok {
 		n.stats.policyClosed.Add(1)
 		return false
 	}
@@ -93,11 +93,11 @@ func (n *Network) serveGuestTCP(r *tcp.ForwarderRequest) {
 		n.stats.dialErrors.Add(1)
 		n.log.Debug().Stringer("proto", TCP).Stringer("ini", f.key.ini).Stringer("tgt", f.key.tgt).Err(err).
 			Msg("host did not connect")
-		code, refused := unreachableCode(err)
+		why, refused := unreachableReason(err)
 		r.Complete(refused)
 		seq := n.syns.end(id)
 		if !refused {
-			n.sendUnreachable(code, quoteTCP(f.key.ini, f.key.tgt, seq))
+			n.sendUnreachable(why, quoteTCP(f.key.ini, f.key.tgt, seq))
 		}
 		return
 	}
@@ -108,10 +108,10 @@ func (n *Network) serveGuestTCP(r *tcp.ForwarderRequest) {
 	if terr != nil {
 		n.log.Debug().Stringer("ini", f.key.ini).Stringer("tgt", f.key.tgt).Err(stackError{terr}).
 			Msg("guest gave up its connection")
-		reset(f.host)
+		f.host.reset()
 		return
 	}
-	f.guest = newGuestConn(ep, &wq)
+	f.guest = newGuestConn(ep, &wq, n.flows.live(TCP))
 	n.run(f)
 }
 
@@ -120,25 +120,20 @@ func (n *Network) connectHost(f *tcpFlow) error {
 	if n.flows.full(TCP) {
 		return errFlowLimit
 	}
-	target, ok := n.policy.target(f.key.tgt)
+	target, ok := n.policy.target(TCP, f.key.tgt)
 	if !ok {
 		return unix.ECONNREFUSED
 	}
-	dialer := net.Dialer{Timeout: n.limits.dial, KeepAliveConfig: keepAlive}
-	conn, err := dialer.DialContext(n.ctx, "tcp4", target.String())
-	if err != nil {
-		return err
-	}
-	f.host = conn.(*net.TCPConn)
-	return nil
+	var err error
+	f.host, err = n.sockets.dial(n.ctx, target, n.limits.dial)
+	return err
 }
 
 // run enters a connected flow into the table and splices it until it ends.
 func (n *Network) run(f *tcpFlow) {
 	if err := n.flows.add(f); err != nil {
 		n.log.Debug().Stringer("ini", f.key.ini).Stringer("tgt", f.key.tgt).Err(err).Msg("connection refused")
-		f.stop()
-		f.guest.close()
+		f.discard()
 		return
 	}
 	n.log.Debug().Uint64("flow", f.id).Stringer("proto", TCP).Stringer("ini", f.key.ini).Stringer("tgt", f.key.tgt).
@@ -147,23 +142,24 @@ func (n *Network) run(f *tcpFlow) {
 	n.flows.remove(f)
 }
 
-// unreachableCode translates the error of a dial into what the guest is told: refused is a TCP reset, all else an ICMP
-// destination-unreachable message with that code (RFC 1122 section 3.2.2.1, RFC 1812 section 5.2.7.1).
-func unreachableCode(err error) (code header.ICMPv4Code, refused bool) {
+// unreachableReason translates the error of a dial into what the guest is told: refused is a TCP reset, all else an
+// ICMP destination-unreachable message for that reason (RFC 1122 section 3.2.2.1, RFC 1812 section 5.2.7.1). A host
+// that lacks a family, or an address of it, has no route: the guest tries the other family at once.
+func unreachableReason(err error) (why reason, refused bool) {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
 		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
-			return header.ICMPv4HostUnreachable, false
+			return noHost, false
 		}
 		return 0, true // a limit of ours, or the end
 	}
 	switch errno {
-	case unix.ENETUNREACH, unix.ENETDOWN:
-		return header.ICMPv4NetUnreachable, false
+	case unix.ENETUNREACH, unix.ENETDOWN, unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT:
+		return noRoute, false
 	case unix.EHOSTUNREACH, unix.EHOSTDOWN, unix.ETIMEDOUT:
-		return header.ICMPv4HostUnreachable, false
+		return noHost, false
 	case unix.EACCES, unix.EPERM: // a packet filter on the host
-		return header.ICMPv4AdminProhibited, false
+		return prohibited, false
 	}
 	return 0, true
 }

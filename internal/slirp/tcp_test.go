@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -30,11 +31,13 @@ type duplex interface {
 
 // pairs runs a test on a connection in each direction of connecting.
 func pairs(t *testing.T, test func(t *testing.T, guest *slirptest.Conn, host *net.TCPConn)) {
-	t.Run("guest connects", func(t *testing.T) {
-		b := newBridge(t, Options{Policy: testPolicy}, nil)
-		guest, host := guestToHost(t, b)
-		test(t, guest, host)
-	})
+	for _, at := range loopbacks(t) {
+		t.Run("guest connects to "+at, func(t *testing.T) {
+			b := newBridge(t, Options{Policy: testPolicy}, nil)
+			guest, host := guestToHostAt(t, b, at)
+			test(t, guest, host)
+		})
+	}
 	t.Run("host connects", func(t *testing.T) {
 		_, guest, host := hostToGuest(t)
 		test(t, guest, host)
@@ -50,7 +53,7 @@ func TestTCPData(t *testing.T) {
 	})
 }
 
-func TestTCPHalfClose(t *testing.T) {
+func testTCPHalfClose(t *testing.T) {
 	pairs(t, func(t *testing.T, guest *slirptest.Conn, host *net.TCPConn) {
 		halfClose(t, guest, host)
 	})
@@ -114,37 +117,40 @@ func TestTCPTransfer(t *testing.T) {
 	if testing.Short() {
 		size = 4 << 20
 	}
-	pairs(t, func(t *testing.T, guest *slirptest.Conn, host *net.TCPConn) {
-		transfer := func(dst, src duplex) error {
-			sent, got := sha256.New(), sha256.New()
-			var sender sync.WaitGroup
-			var sendErr error
-			sender.Go(func() {
-				_, sendErr = io.Copy(io.MultiWriter(src, sent), io.LimitReader(rand.Reader, size))
-				sendErr = errors.Join(sendErr, src.CloseWrite())
-			})
-			n, err := io.Copy(got, dst)
-			sender.Wait()
-			if err := errors.Join(err, sendErr); err != nil {
-				return err
-			}
-			if n != size || string(sent.Sum(nil)) != string(got.Sum(nil)) {
-				return fmt.Errorf("%d of %d bytes arrived, or their hash differs", n, size)
-			}
-			return nil
-		}
-		// Both directions at once.
-		var other sync.WaitGroup
-		other.Go(func() {
-			if err := transfer(host, guest); err != nil {
-				t.Errorf("guest to host: %v", err)
-			}
+	pairs(t, func(t *testing.T, guest *slirptest.Conn, host *net.TCPConn) { transferBoth(t, guest, host, size) })
+}
+
+// transferBoth sends size bytes each way at once, followed by the end of the data, and compares what arrives.
+func transferBoth(t *testing.T, guest *slirptest.Conn, host *net.TCPConn, size int64) {
+	t.Helper()
+	transfer := func(dst, src duplex) error {
+		sent, got := sha256.New(), sha256.New()
+		var sender sync.WaitGroup
+		var sendErr error
+		sender.Go(func() {
+			_, sendErr = io.Copy(io.MultiWriter(src, sent), io.LimitReader(rand.Reader, size))
+			sendErr = errors.Join(sendErr, src.CloseWrite())
 		})
-		if err := transfer(guest, host); err != nil {
-			t.Errorf("host to guest: %v", err)
+		n, err := io.Copy(got, dst)
+		sender.Wait()
+		if err := errors.Join(err, sendErr); err != nil {
+			return err
 		}
-		other.Wait()
+		if n != size || string(sent.Sum(nil)) != string(got.Sum(nil)) {
+			return fmt.Errorf("%d of %d bytes arrived, or their hash differs", n, size)
+		}
+		return nil
+	}
+	var other sync.WaitGroup
+	other.Go(func() {
+		if err := transfer(host, guest); err != nil {
+			t.Errorf("guest to host: %v", err)
+		}
 	})
+	if err := transfer(guest, host); err != nil {
+		t.Errorf("host to guest: %v", err)
+	}
+	other.Wait()
 }
 
 // TestTCPBackPressure checks that a reader that does not read stops the writer, and that nothing is lost.
@@ -155,22 +161,7 @@ func TestTCPBackPressure(t *testing.T) {
 		from, to duplex
 	}{{"host to guest", host, guest}, {"guest to host", guest, host}} {
 		t.Run(c.name, func(t *testing.T) {
-			type deadliner interface{ SetWriteDeadline(time.Time) error }
-			// Fill everything between the two.
-			chunk := make([]byte, 64<<10)
-			total := 0
-			for {
-				c.from.(deadliner).SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-				n, err := c.from.Write(chunk)
-				total += n
-				if err != nil {
-					break
-				}
-				if total > 256<<20 {
-					t.Fatal("256 MiB were written to a reader that does not read")
-				}
-			}
-			c.from.(deadliner).SetWriteDeadline(time.Time{})
+			total := fill(t, c.from.(filler)) // everything between the two
 			n := within(t, "read", func() int64 {
 				n, _ := io.CopyN(io.Discard, c.to, int64(total))
 				return n
@@ -187,9 +178,12 @@ func TestTCPBackPressure(t *testing.T) {
 
 func TestTCPRefusedByHost(t *testing.T) {
 	b := newBridge(t, Options{Policy: testPolicy}, nil)
-	_, err := b.guest.DialTCP(hangContext(t), netip.AddrPortFrom(GatewayAddr, freePort(t, "tcp")))
-	if !errors.Is(err, slirptest.ErrRefused) {
-		t.Errorf("DialTCP() = %v, want %v", err, slirptest.ErrRefused)
+	for _, at := range loopbacks(t) {
+		l := listenHostAt(t, at)
+		l.Close()
+		if _, err := b.guest.DialTCP(hangContext(t), gateway(l.Addr())); !errors.Is(err, slirptest.ErrRefused) {
+			t.Errorf("DialTCP(%s) = %v, want %v", gateway(l.Addr()), err, slirptest.ErrRefused)
+		}
 	}
 	eventually(t, "no attempt is left", func() bool {
 		b.syns.mu.Lock()
@@ -213,6 +207,9 @@ func TestTCPClosedByPolicy(t *testing.T) {
 		netip.AddrPortFrom(DNSAddr, port(l.Addr())),
 		netip.AddrPortFrom(netip.MustParseAddr("169.254.169.254"), 80),
 		netip.AddrPortFrom(netip.MustParseAddr("10.0.2.77"), 80),
+		netip.AddrPortFrom(GatewayAddr6, port(l.Addr())),
+		netip.AddrPortFrom(netip.MustParseAddr("fd00:ec2::254"), 80),
+		netip.AddrPortFrom(netip.MustParseAddr("fd00:10:0:2::77"), 80),
 	} {
 		// The guest's netstack does not let 127.0.0.1 and 0.0.0.0 out; TestPolicy covers them.
 		if _, err := b.guest.DialTCP(hangContext(t), to); err == nil {
@@ -228,39 +225,132 @@ func TestTCPClosedByPolicy(t *testing.T) {
 	}
 }
 
-// TestTCPUnreachable checks that an ICMP error of ours ends the guest's connect with its error.
+// TestTCPUnreachable checks that an ICMP error of ours ends the guest's connect with its error, of both families.
 func TestTCPUnreachable(t *testing.T) {
 	for _, c := range []struct {
-		err  error
-		want string
+		errno syscall.Errno
+		want  reason
 	}{
-		{&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EHOSTUNREACH)}, "no route to host"},
-		{&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}, "network is unreachable"},
+		{syscall.EHOSTUNREACH, noHost},
+		{syscall.ENETUNREACH, noRoute},
+		{syscall.EADDRNOTAVAIL, noRoute}, // no address of the family
+		{syscall.EAFNOSUPPORT, noRoute},  // no family
+		{syscall.EPERM, prohibited},
 	} {
-		code, refused := unreachableCode(c.err)
-		if refused {
-			t.Errorf("unreachableCode(%v) = refused", c.err)
-			continue
+		err := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", c.errno)}
+		if got, refused := unreachableReason(err); refused || got != c.want {
+			t.Errorf("unreachableReason(%v) = %v, refused %v, want %v", err, got, refused, c.want)
 		}
-		to := netip.MustParseAddrPort("10.9.9.9:80")
+	}
+	for why, want := range map[reason]string{noHost: "no route to host", noRoute: "network is unreachable"} {
 		b := newBridge(t, Options{}, func(n *Network) {
 			unreachable := func(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 				seq := header.TCP(pkt.TransportHeader().Slice()).SequenceNumber()
-				n.sendUnreachable(code, quoteTCP(addrPort(id.RemoteAddress, id.RemotePort), to, seq))
+				from, to := addrPort(id.RemoteAddress, id.RemotePort), addrPort(id.LocalAddress, id.LocalPort)
+				n.sendUnreachable(why, quoteTCP(from, to, seq))
 				return true
 			}
 			n.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, unreachable)
 		})
-		_, err := b.guest.DialTCP(hangContext(t), to)
-		if err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("DialTCP() = %v, want %q", err, c.want)
+		for _, e := range ends {
+			if e.guest.Is6() && why == noHost {
+				continue // the fake guest's stack does not know the code
+			}
+			to := netip.AddrPortFrom(e.outside, 80)
+			if _, err := b.guest.DialTCP(hangContext(t), to); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("DialTCP(%s) = %v, want %q", to, err, want)
+			}
 		}
 	}
 }
 
-// TestTCPManyConnections has 200 connections at once each way, all of them open at the same time. gVisor's own
+// testTCPHalfOpenScan sends SYNs and resets the connections when they are accepted, as a port scanner does. Other
+// bridges cannot connect to anything after ten of those: netstack's forwarder counts each of them as an attempt that is
+// still going on.
+func testTCPHalfOpenScan(t *testing.T) {
+	defer func(was int) { defaultLimits.pendingSYNs = was }(defaultLimits.pendingSYNs)
+	defaultLimits.pendingSYNs = 9 // for New, which tells the forwarder
+	b := newBridge(t, Options{Policy: testPolicy}, nil)
+	for _, at := range loopbacks(t) {
+		l := listenHostAt(t, at)
+		to := gateway(l.Addr())
+		from := netip.AddrPortFrom(GuestAddr, 4000)
+		if to.Addr().Is6() {
+			from = netip.AddrPortFrom(GuestAddr6, 4000)
+		}
+		for range 20 {
+			// The fake guest's stack knows nothing of this SYN, so it answers the SYN/ACK with a reset.
+			b.guest.SendIP(synPacket(from, to))
+			host := within(t, "Accept", func() net.Conn {
+				c, err := l.Accept()
+				if err != nil {
+					t.Error(err)
+				}
+				return c
+			})
+			err := within(t, "Read", func() error { _, err := host.Read(make([]byte, 1)); return err })
+			if !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("host.Read() = %v, want ECONNRESET", err)
+			}
+			host.Close()
+			eventually(t, "the attempt is forgotten", func() bool {
+				b.syns.mu.Lock()
+				defer b.syns.mu.Unlock()
+				return len(b.syns.seq) == 0
+			})
+		}
+		guest, err := b.guest.DialTCP(hangContext(t), to)
+		if err != nil {
+			t.Fatalf("DialTCP() = %v", err)
+		}
+		host, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(guest, "hello")
+		expectRead(t, host, "hello")
+		guest.Close()
+		host.Close()
+	}
+}
+
+func synPacket(src, dst netip.AddrPort) []byte {
+	syn := make([]byte, header.TCPMinimumSize)
+	tcp := header.TCP(syn)
+	tcp.Encode(&header.TCPFields{
+		SrcPort: src.Port(), DstPort: dst.Port(), SeqNum: 1, DataOffset: header.TCPMinimumSize,
+		Flags: header.TCPFlagSyn, WindowSize: 65535,
+	})
+	tcp.SetChecksum(^tcp.CalculateChecksum(header.PseudoHeaderChecksum(header.TCPProtocolNumber,
+		stackAddr(src.Addr()), stackAddr(dst.Addr()), header.TCPMinimumSize)))
+	return ipPacket(header.TCPProtocolNumber, src.Addr(), dst.Addr(), 64, true, syn)
+}
+
+// testTCPFinWait checks that a connection whose guest has closed its socket ends when the host sends to it, and leaves
+// nothing in netstack. Other bridges keep such ones for ever, in FIN_WAIT2.
+func testTCPFinWait(t *testing.T) {
+	b := newBridge(t, Options{Policy: testPolicy}, nil)
+	linger := tcpip.TCPLingerTimeoutOption(time.Millisecond) // the guest forgets its closed sockets
+	if err := b.guest.Stack.SetTransportProtocolOption(tcp.ProtocolNumber, &linger); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		guest, host := guestToHost(t, b)
+		guest.Close()
+		expectEOF(t, host)
+		eventually(t, "the host hears of it", func() bool {
+			_, err := host.Write([]byte("anybody?"))
+			return err != nil
+		})
+		host.Close()
+	}
+	eventually(t, "no flow", func() bool { return b.Snapshot().LiveTCP == 0 })
+	eventually(t, "no connection in netstack", func() bool { return b.stack.Stats().TCP.CurrentConnected.Value() == 0 })
+}
+
+// testTCPManyConnections has 200 connections at once each way, all of them open at the same time. gVisor's own
 // fdbased link hangs at 20.
-func TestTCPManyConnections(t *testing.T) {
+func testTCPManyConnections(t *testing.T) {
 	const count = 200
 	o, addr := forwardOptions(t, TCP, 80)
 	b := newBridge(t, o, nil)

@@ -9,16 +9,18 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
 // echoUDP is a UDP server on the host's loopback that answers with what it got, behind the text "echo ".
 func echoUDP(t testing.TB, address string) net.PacketConn {
 	t.Helper()
-	c, err := net.ListenPacket("udp4", address)
+	c, err := net.ListenPacket("udp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,21 +73,50 @@ func ask(t testing.TB, c net.PacketConn, to net.Addr, text string) (answer strin
 
 func TestUDPGuestToHost(t *testing.T) {
 	b := newBridge(t, Options{Policy: testPolicy}, nil)
-	server := echoUDP(t, "127.0.0.1:0")
 	c := guestUDP(t, b, 0)
-	to := gateway(server.LocalAddr())
-	for _, size := range []int{0, 1, 1000, 1472, 1473, 9000, 60000} {
-		text := strings.Repeat("x", size)
-		got, from := ask(t, c, udpAddr(to), text)
-		if got != "echo "+text {
-			t.Errorf("%d bytes: answer of %d bytes, want %d", size, len(got), size+5)
+	for i, at := range loopbacks(t) {
+		to := gateway(echoUDP(t, at).LocalAddr())
+		for _, size := range []int{0, 1, 1000, 1452, 1472, 1473, 9000, 60000} {
+			text := strings.Repeat("x", size)
+			got, from := ask(t, c, udpAddr(to), text)
+			if got != "echo "+text {
+				t.Errorf("%s: %d bytes: answer of %d bytes, want %d", to, size, len(got), size+5)
+			}
+			if from.String() != to.String() {
+				t.Errorf("answer from %s, want %s", from, to)
+			}
 		}
-		if from.String() != to.String() {
-			t.Errorf("answer from %s, want %s", from, to)
+		// One for each family.
+		if got := b.Snapshot(); got.UDPFlows != uint64(i)+1 || got.LiveUDP != i+1 {
+			t.Errorf("Snapshot() = %+v, want %d UDP flows", got, i+1)
 		}
 	}
-	if got := b.Snapshot(); got.UDPFlows != 1 || got.LiveUDP != 1 {
-		t.Errorf("Snapshot() = %+v, want one UDP flow", got)
+}
+
+// TestUDPAnySource checks that every address that the guest uses works (NAT66), its link-local one towards the gateway
+// as well, and that each has a flow of its own.
+func TestUDPAnySource(t *testing.T) {
+	at := loopbacks(t)
+	if len(at) < 2 {
+		t.Skip("no IPv6")
+	}
+	b := newBridge(t, Options{Policy: testPolicy}, nil)
+	to := gateway(echoUDP(t, at[1]).LocalAddr())
+	answers := make(chan string, 10)
+	b.guest.Watch(func(packet []byte) {
+		if udp, proto, ok := cutIP(packet); ok && proto == header.UDPProtocolNumber {
+			answers <- fmt.Sprintf("%s to %s", udp[header.UDPMinimumSize:], goAddr(header.IPv6(packet).DestinationAddress()))
+		}
+	})
+	for i, a := range []netip.Addr{GuestAddr6, netip.MustParseAddr("fd00:10:0:2:5054:ff:fe12:3456"), guestLinkLocal} {
+		b.guest.SendIP(udpPacket(netip.AddrPortFrom(a, 4000), to, 64, false, "hello"))
+		want := fmt.Sprintf("echo hello to %s", a)
+		if got := within(t, "the answer", func() string { return <-answers }); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		if got := b.Snapshot().LiveUDP; got != i+1 {
+			t.Errorf("Snapshot().LiveUDP = %d, want %d", got, i+1)
+		}
 	}
 }
 
@@ -126,26 +157,127 @@ func TestUDPEndpointIndependent(t *testing.T) {
 	}
 }
 
-// TestUDPRefused checks that the guest is told when nobody listens, and that this keeps nothing busy
-// (other bridges loops on ECONNREFUSED).
-func TestUDPRefused(t *testing.T) {
+// testUDPRefused checks that the guest is told when nobody listens, and that this keeps nothing busy: a bridge that
+// does not take the error off its socket loops on ECONNREFUSED.
+func testUDPRefused(t *testing.T) {
 	b := newBridge(t, Options{Policy: testPolicy}, nil)
+	seen := watchICMP(t, b)
 	c := guestUDP(t, b, 0)
-	to := netip.AddrPortFrom(GatewayAddr, freePort(t, "udp"))
-	before := b.guest.Stack.Stats().ICMP.V4.PacketsReceived.DstUnreachable.Value()
-	for i := range uint64(10) {
-		c.WriteTo([]byte("anybody?"), udpAddr(to))
-		eventually(t, fmt.Sprintf("port unreachable %d", i), func() bool {
-			return b.guest.Stack.Stats().ICMP.V4.PacketsReceived.DstUnreachable.Value() > before+i
-		})
+	for _, at := range loopbacks(t) {
+		server := echoUDP(t, at)
+		nobody := gateway(server.LocalAddr())
+		server.Close()
+		numbers, code := icmp4, uint8(header.ICMPv4PortUnreachable)
+		if nobody.Addr().Is6() {
+			numbers, code = icmp6, uint8(header.ICMPv6PortUnreachable)
+		}
+		for range 10 {
+			c.WriteTo([]byte("anybody?"), udpAddr(nobody))
+			expectICMP(t, seen, nobody.Addr(), numbers.unreachable, code, 0)
+		}
+		const idle = 100 * time.Millisecond
+		cpu := cpuTime()
+		time.Sleep(idle)
+		if got := cpuTime() - cpu; got > idle*9/10 {
+			t.Errorf("%s of CPU time in %s of nothing", got, idle)
+		}
+		if len(seen) != 0 {
+			t.Errorf("more than 10 ICMP errors for 10 datagrams: %s", <-seen)
+		}
+		// The same socket still works.
+		if got, _ := ask(t, c, udpAddr(gateway(echoUDP(t, at).LocalAddr())), "hello"); got != "echo hello" {
+			t.Errorf("answer %q, want %q", got, "echo hello")
+		}
 	}
-	if got := b.guest.Stack.Stats().ICMP.V4.PacketsReceived.DstUnreachable.Value() - before; got != 10 {
-		t.Errorf("%d ICMP errors for 10 datagrams", got)
+}
+
+// testUDPStorm checks that a storm of queries, each from a port of its own, fills the table and no more, and that the
+// table is empty soon after: other bridges let such flows pile up.
+func testUDPStorm(t *testing.T) {
+	const limit, queries = 100, 1000
+	clock := newClock()
+	b := newBridge(t, Options{}, func(n *Network) {
+		n.now = clock.now
+		n.flows = newFlowTable(n)
+		n.limits.flows[UDP] = limit
+	})
+	for i := range queries {
+		w := ends[i%len(ends)]
+		from, to := netip.AddrPortFrom(w.guest, uint16(10000+i)), netip.AddrPortFrom(w.outside, 53)
+		b.guest.SendIP(udpPacket(from, to, 64, true, "?"))
 	}
-	// The same socket still works.
-	server := echoUDP(t, "127.0.0.1:0")
-	if got, _ := ask(t, c, udpAddr(gateway(server.LocalAddr())), "hello"); got != "echo hello" {
-		t.Errorf("answer %q, want %q", got, "echo hello")
+	eventually(t, "all queries are counted", func() bool {
+		s := b.Snapshot()
+		return s.UDPFlows == limit && s.UDPRefused == queries-limit
+	})
+	clock.pass(defaultLimits.udpDNS)
+	b.flows.expire()
+	eventually(t, "the table is empty", func() bool { return b.Snapshot().LiveUDP == 0 })
+	w := ends[0]
+	b.guest.SendIP(udpPacket(netip.AddrPortFrom(w.guest, 9999), netip.AddrPortFrom(w.outside, 53), 64, true, "?"))
+	eventually(t, "a new flow", func() bool { return b.Snapshot().UDPFlows == limit+1 })
+}
+
+// TestUDPScan checks that a scan from one port costs one flow, whatever the number of targets.
+func TestUDPScan(t *testing.T) {
+	b := newBridge(t, Options{}, nil)
+	const probes = 1000
+	for i := range probes {
+		w := ends[i%len(ends)]
+		from, to := netip.AddrPortFrom(w.guest, 4000), netip.AddrPortFrom(w.outside, uint16(i+1))
+		b.guest.SendIP(udpPacket(from, to, 64, true, "?"))
+	}
+	eventually(t, "all probes are taken", func() bool { return b.Snapshot().FramesIn >= probes })
+	b.guest.SendARP(header.ARPRequest, GuestAddr.As4(), GatewayAddr.As4()) // behind the last probe
+	eventually(t, "it is answered", func() bool { return b.guest.Stack.Stats().ARP.RepliesReceived.Value() == 1 })
+	if got := b.Snapshot().UDPFlows; got != 2 {
+		t.Errorf("Snapshot().UDPFlows = %d, want one for each family", got)
+	}
+}
+
+func TestFlowRefusal(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want reason
+	}{
+		{errFlowLimit, prohibited},
+		{&net.OpError{Op: "listen", Err: os.NewSyscallError("socket", syscall.EAFNOSUPPORT)}, noRoute},
+		{os.NewSyscallError("socket", syscall.EACCES), prohibited},
+	} {
+		if got := flowRefusal(c.err); got != c.want {
+			t.Errorf("flowRefusal(%v) = %d, want %d", c.err, got, c.want)
+		}
+	}
+}
+
+// TestSendAllocates checks that a datagram costs no garbage, whatever the family and the header.
+func TestSendAllocates(t *testing.T) {
+	for _, at := range loopbacks(t) {
+		server, err := net.ListenPacket("udp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		to := server.LocalAddr().(*net.UDPAddr).AddrPort()
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.Addr(), 0)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := newHostSocket(conn, to.Addr().Is6(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.close()
+		payload := []byte("hello")
+		if got := testing.AllocsPerRun(100, func() {
+			for _, how := range []carriage{{}, {hops: 3}, {whole: true}} {
+				if err := s.send(to, how, payload, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}); got != 0 {
+			t.Errorf("send to %s allocates %v times, want none", to, got)
+		}
 	}
 }
 
@@ -183,14 +315,14 @@ func TestUDPFlowLimit(t *testing.T) {
 	guestUDP(t, b, 0).WriteTo([]byte("three"), to)
 	eventually(t, "a refusal", func() bool { return b.Snapshot().UDPRefused == 1 })
 	ask(t, first, to, "the others are not harmed")
-	if got := b.Snapshot().LiveUDP; got != 2 {
-		t.Errorf("Snapshot().LiveUDP = %d, want 2", got)
+	if got := b.Snapshot(); got.LiveUDP != 2 || got.UDPDropped != 0 {
+		t.Errorf("%d flows live, want 2; %d datagrams dropped, want none: the guest was told", got.LiveUDP, got.UDPDropped)
 	}
 }
 
-// TestUDPTimeout checks that idle flows end, at their time, and that the guest's port works afterwards
-// (other bridges loses it).
-func TestUDPTimeout(t *testing.T) {
+// testUDPTimeout checks that idle flows end, at their time, and that the guest's port works afterwards: other bridges
+// lose it for good.
+func testUDPTimeout(t *testing.T) {
 	clock := newClock()
 	b := newBridge(t, Options{Policy: testPolicy}, func(n *Network) {
 		n.now = clock.now
@@ -207,6 +339,10 @@ func TestUDPTimeout(t *testing.T) {
 	ask(t, answered, to, "hello")
 	unanswered.WriteTo([]byte("hello"), udpAddr(gateway(silent.LocalAddr())))
 	eventually(t, "two flows", func() bool { return b.Snapshot().LiveUDP == 2 })
+	// A flow is in the table a moment before its time is set.
+	if err := within(t, "the datagram", func() error { _, _, err := silent.ReadFrom(make([]byte, 8)); return err }); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		pass time.Duration
 		want int
@@ -352,12 +488,11 @@ func TestUDPForwardExpires(t *testing.T) {
 		if got := b.Snapshot().LiveUDP; got != 0 {
 			t.Errorf("Snapshot().LiveUDP = %d, want 0", got)
 		}
-		f := b.udpForwards[0]
-		f.mu.Lock()
-		if got := len(f.clients); got != 0 {
+		b.clients.mu.Lock()
+		if got := len(b.clients.flows); got != 0 {
 			t.Errorf("%d clients left, want 0", got)
 		}
-		f.mu.Unlock()
+		b.clients.mu.Unlock()
 	}
 }
 

@@ -27,7 +27,11 @@ func newLogger(w *os.File, level zerolog.Level, format config.LogFormat) zerolog
 	}
 	zerolog.TimeFieldFormat = time.RFC3339Nano
 	zerolog.DurationFieldFormat = zerolog.DurationFormatString // 1.5s, and not a number without a unit
-	return zerolog.New(out).Level(level).With().Timestamp().Logger()
+	log := zerolog.New(out).Level(level).With().Timestamp()
+	if format == config.JSON { // as lineWriter has it, for who reads both streams as one
+		log = log.Str("stream", "supervisor")
+	}
+	return log.Logger()
 }
 
 // rawTerminalWriter returns the carriage as the line discipline would, if it were on.
@@ -70,8 +74,13 @@ func (m *messageLog) start() {
 
 func (m *messageLog) read() {
 	defer close(m.done)
+	m.take(m.host, "kernel")
+}
+
+// take reads lines until their end, and logs them under a name.
+func (m *messageLog) take(r io.Reader, name string) {
 	// A ReadLine rather than a Scanner: a line of any length must not end the reading.
-	for lines := bufio.NewReader(m.host); ; {
+	for lines := bufio.NewReader(r); ; {
 		line, _, err := lines.ReadLine()
 		if err != nil {
 			return
@@ -80,7 +89,7 @@ func (m *messageLog) read() {
 		if len(line) == 0 {
 			continue
 		}
-		m.log.Debug().Str("line", string(line)).Msg("kernel")
+		m.log.Debug().Str("line", string(line)).Msg(name)
 		m.mu.Lock()
 		m.last = append(m.last, string(line))
 		m.last = m.last[max(0, len(m.last)-keptMessages):]

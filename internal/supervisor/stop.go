@@ -4,20 +4,23 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"docker-usermode-linux/internal/agent"
 )
 
-// The way down. Docker gives a container 10 seconds between SIGTERM and SIGKILL; the rungs before the last one
-// take 9 s at most, so that the guest's file systems are in order even when its init does not answer.
+// The way down. Docker gives a container 10 seconds between SIGTERM and SIGKILL; with the default of STOP_TIMEOUT, 6.5 s,
+// the rungs before the last one take 9 s at most, so that the guest's file systems are in order even when its init does
+// not answer.
 // SIGTERM never goes to the kernel's own process: UML's handler for it exits on the spot, without a sync.
 const (
 	// commandTimeout bounds the wait for the management console's answer. A busy guest takes milliseconds.
 	commandTimeout = 500 * time.Millisecond
+	// agentTimeout bounds the wait for the agent's answer.
+	agentTimeout = time.Second
 	// bootGrace is for a kernel that has only just been started to come far enough to take a command: 0.1 s as a rule.
 	bootGrace = time.Second
 	// syncGrace lets the guest's sync get going before anything else happens.
 	syncGrace = 100 * time.Millisecond
-	// initGrace is the guest's init's time for an orderly shutdown.
-	initGrace = 6500 * time.Millisecond
 	// remountGrace is what the emergency remount gets, and haltGrace the kernel's exit.
 	remountGrace = 700 * time.Millisecond
 	haltGrace    = 700 * time.Millisecond
@@ -42,18 +45,39 @@ type stopLadder struct {
 func newStopLadder(g *guest) *stopLadder {
 	l := &stopLadder{guest: g}
 	l.rungs = []rung{
-		// An init that never asked for Ctrl-Alt-Del (a shell, say) is cut off by the next rung at once.
-		{"sync", func() error { return g.command("sysrq s") }, syncGrace},
-		{"ctrl-alt-del", func() error { return g.command("cad") }, initGrace},
+		{"power off", g.askForPowerOff, g.stopTimeout},
 		{"remount read-only", func() error { return g.command("sysrq u") }, remountGrace},
 		{"halt", func() error { return g.command("halt") }, haltGrace},
 		l.kill(),
+	}
+	if g.stopTimeout == 0 { // the user does not want it asked
+		l.rungs[0] = rung{"sync", func() error { return g.command("sysrq s") }, syncGrace}
 	}
 	if !g.booted {
 		l.early = true
 		l.rungs = append([]rung{{"wait for the kernel", func() error { return nil }, bootGrace}}, l.rungs...)
 	}
 	return l
+}
+
+// askForPowerOff asks the guest's init for the end: through the agent, which knows what each init understands, or by
+// Ctrl-Alt-Del.
+func (g *guest) askForPowerOff() error {
+	ctx, cancel := context.WithTimeout(context.Background(), agentTimeout)
+	defer cancel()
+	var how agent.PowerOff
+	err := g.link.call(ctx, agent.RequestPowerOff, struct{}{}, &how)
+	if err == nil || errors.Is(err, agent.ErrGone) { // it may have been quicker than its answer
+		g.log.Debug().Str("by", how.By).Msg("the guest's agent asks for the end")
+		return nil
+	}
+	g.log.Debug().Err(err).Msg("the guest's agent was not asked; Ctrl-Alt-Del instead")
+	// An init that never took over Ctrl-Alt-Del (a shell, say) is not asked: the kernel restarts on the spot.
+	if err := g.command("sysrq s"); err != nil {
+		return err
+	}
+	time.Sleep(syncGrace)
+	return g.command("cad")
 }
 
 // panicLadder waits for a kernel that is dying of itself, and then helps.

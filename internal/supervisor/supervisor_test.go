@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,26 +15,15 @@ import (
 	"docker-usermode-linux/internal/slirp/dns"
 )
 
-func TestFormatSize(t *testing.T) {
-	for n, want := range map[uint64]string{
-		0: "0", 1: "1", 1023: "1023", 1 << 10: "1K", 256 << 20: "256M", 1 << 30: "1G", 3 << 29: "1536M", 1<<30 + 1: "1073741825",
-	} {
-		if got := formatSize(n); got != want {
-			t.Errorf("formatSize(%d) = %s, want %s", n, got, want)
-		}
-	}
-}
-
 func TestForwards(t *testing.T) {
 	loopback := netip.MustParseAddr("127.0.0.1")
 	got := forwards([]config.Forward{
 		{Proto: config.TCP, HostPort: 2222, GuestPort: 22, Count: 1},
-		{Proto: config.UDP, HostAddr: loopback, HostPort: 65534, GuestPort: 53, Count: 2},
+		{Proto: config.UDP, HostAddr: loopback, HostPort: 65534, GuestPort: 53, Count: 2, BestEffort: true},
 	})
 	want := []slirp.Forward{
-		{Proto: slirp.TCP, Host: netip.AddrPortFrom(netip.Addr{}, 2222), Guest: 22},
-		{Proto: slirp.UDP, Host: netip.AddrPortFrom(loopback, 65534), Guest: 53},
-		{Proto: slirp.UDP, Host: netip.AddrPortFrom(loopback, 65535), Guest: 54},
+		{Proto: slirp.TCP, Host: netip.AddrPortFrom(netip.Addr{}, 2222), Guest: 22, Count: 1},
+		{Proto: slirp.UDP, Host: netip.AddrPortFrom(loopback, 65534), Guest: 53, Count: 2, BestEffort: true},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("forwards = %v, want %v", got, want)
@@ -43,13 +33,77 @@ func TestForwards(t *testing.T) {
 	}
 }
 
+func TestRules(t *testing.T) {
+	net10 := netip.MustParsePrefix("10.0.0.0/8")
+	got := rules([]config.NetRule{
+		{Protos: []config.Proto{config.UDP, config.ICMP}, Prefix: net10},
+		{Gateway: true, First: 5432, Last: 5433},
+	})
+	want := []slirp.Rule{
+		{Protos: []slirp.Proto{slirp.UDP, slirp.ICMP}, Prefix: net10},
+		{Prefix: netip.MustParsePrefix("10.0.2.2/32"), First: 5432, Last: 5433},
+		{Prefix: netip.MustParsePrefix("fd00:10:0:2::2/128"), First: 5432, Last: 5433},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("rules() = %v, want %v", got, want)
+	}
+}
+
+func TestGatewayNames(t *testing.T) {
+	v4, v6 := slirp.GatewayAddr, slirp.GatewayAddr6
+	for rules, want := range map[string][]netip.Addr{
+		"":                                nil,
+		"gateway:80":                      {v4, v6},
+		"10.0.2.2":                        {v4},
+		"10.0.2.0/24":                     {v4},
+		"fd00:10:0:2::2":                  {v6},
+		"fd00:10:0:2::/64 10.0.2.2:80":    {v4, v6},
+		"10.0.0.0/8 all fd00::/8 ::1/128": nil, // open nothing there
+	} {
+		allow, err := config.ParseNetRules(rules)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := gatewayNames(allow); !slices.Equal(got[hostName], want) {
+			t.Errorf("gatewayNames(%s) = %v, want %v", rules, got, want)
+		}
+	}
+}
+
+// TestWarnRules checks that nobody believes to have opened something that does not exist.
+func TestWarnRules(t *testing.T) {
+	allow, err := config.ParseNetRules("10.0.2.7 10.0.2.2 10.0.2.0/24 10.0.0.0/8 all gateway:80 fd00:10:0:2::7 fd00:10:0:2::/64 " +
+		"10.0.2.128/25:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	warnRules(allow, zerolog.New(&out))
+	var got []string
+	for line := range strings.Lines(out.String()) {
+		_, rule, _ := strings.Cut(line, `"rule":"`)
+		rule, _, _ = strings.Cut(rule, `"`)
+		got = append(got, rule)
+	}
+	if want := []string{"10.0.2.7/32", "[fd00:10:0:2::7/128]", "10.0.2.128/25:80"}; !slices.Equal(got, want) {
+		t.Errorf("warned of %v, want %v", got, want)
+	}
+}
+
 func TestGuestNetwork(t *testing.T) {
 	n := guestNetwork(dns.Config{Search: []string{"example.org"}, Options: []string{"ndots:2"}})
-	if got := n.Address.String(); got != "10.0.2.15/24" {
-		t.Errorf("address = %s", got)
+	var got []string
+	for _, a := range n.Addresses {
+		got = append(got, a.Prefix.String())
+		if !a.Prefix.Contains(a.Gateway) {
+			t.Errorf("gateway %s is not on the guest's link %s", a.Gateway, a.Prefix)
+		}
 	}
-	if !n.Address.Contains(n.Gateway) || !n.Address.Contains(n.Nameservers[0]) {
-		t.Errorf("gateway %s or name server %v is not on the guest's link %s", n.Gateway, n.Nameservers, n.Address)
+	if want := "10.0.2.15/24 fd00:10:0:2::15/64"; strings.Join(got, " ") != want {
+		t.Errorf("addresses = %v, want %s", got, want)
+	}
+	if !n.Addresses[0].Prefix.Contains(n.Nameservers[0]) {
+		t.Errorf("name server %v is not on the guest's link", n.Nameservers)
 	}
 	if n.Search[0] != "example.org" || n.Options[0] != "ndots:2" {
 		t.Errorf("resolver's settings got lost: %+v", n)

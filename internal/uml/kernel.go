@@ -41,7 +41,9 @@ func Start(o Options) (*Kernel, error) {
 	args := o.Cmdline()
 	cmd := exec.Command(o.Path, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = o.Console, o.Console, o.Stderr
-	cmd.ExtraFiles = o.files()
+	if o.Initramfs != nil {
+		cmd.ExtraFiles = []*os.File{o.Initramfs} // initramfsFD
+	}
 	// PATH only keeps UML from making one up. TMPDIR and the like would lead its RAM to a disk.
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/", "TERM=linux"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}

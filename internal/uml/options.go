@@ -3,12 +3,11 @@
 // killed. It knows neither what the guest runs nor who is at the other end of its network.
 //
 // The files that the kernel inherits, and their numbers: the console as 0 and 1, its diagnostics as 2, then, as
-// far as given, the initramfs and the network socket.
+// far as given, the initramfs.
 package uml
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -20,9 +19,13 @@ import (
 // any factor.
 const loopsPerJiffy = 20_000_000
 
-// vectorDepth is the number of frames that the NIC moves in one system call, and NAPI's weight at most
-// (arch/um/drivers/vector_kern.c warns above 64).
-const vectorDepth = 64
+// virtioDevice is the argument that adds a vhost-user device, and virtioNet the number of network devices in
+// include/uapi/linux/virtio_ids.h.
+const (
+	virtioDevice  = "virtio_uml.device"
+	virtioNet     = 1
+	virtioConsole = 3
+)
 
 // noSpareDevices keeps drivers that are built in from making devices nobody asked for: the guest's list of network
 // interfaces is to be lo and eth0.
@@ -43,41 +46,23 @@ type Options struct {
 	Notify string
 	// Initramfs is a cpio archive, read by the kernel before anything else runs.
 	Initramfs *os.File
-	// NIC is the guest's network; nil leaves it without one.
-	NIC *NIC
+	// NIC is the path of the unix socket of a vhost-user network device; without it the guest has no network.
+	NIC string
+	// Port is the path of the unix socket of a vhost-user console device.
+	Port string
 	// Console becomes the main console, tty0: a terminal or a pipe. UML cannot poll a plain file.
 	Console *os.File
 	// Stderr gets what the kernel says before it has a console, and why it gave up.
 	Stderr *os.File
+	// Quiet has the kernel print nothing below an error on its console (loglevel 4), and an init that knows the word
+	// nothing but failures. An argument of the user's that says how much is printed wins; see loudness.
+	Quiet bool
 	// Args are raw kernel arguments of the user. One that sets what an argument of ours sets replaces it.
 	Args []string
 }
 
-// NIC is the first interface of the vector driver, vec0, on one end of a SOCK_SEQPACKET socket pair that
-// carries one Ethernet frame in a message.
-type NIC struct {
-	Socket *os.File
-	MAC    net.HardwareAddr
-	// MTU in bytes, without the Ethernet header.
-	MTU int
-}
-
-// files are what the kernel inherits after its standard streams; the first becomes number 3.
-func (o Options) files() []*os.File {
-	var files []*os.File
-	if o.Initramfs != nil {
-		files = append(files, o.Initramfs)
-	}
-	if o.NIC != nil {
-		files = append(files, o.NIC.Socket)
-	}
-	return files
-}
-
-// fd tells which number f has in the kernel process.
-func (o Options) fd(f *os.File) int {
-	return 3 + slices.Index(o.files(), f)
-}
+// initramfsFD is the number of the only file that the kernel inherits besides its standard streams.
+const initramfsFD = 3
 
 // Cmdline returns the kernel's arguments, ours first. It has no side effects.
 func (o Options) Cmdline() []string {
@@ -97,10 +82,13 @@ func (o Options) Cmdline() []string {
 		add("mconsole=notify:%s", o.Notify)
 	}
 	if o.Initramfs != nil {
-		add("initrd=/proc/self/fd/%d", o.fd(o.Initramfs))
+		add("initrd=/proc/self/fd/%d", initramfsFD)
 	}
-	if o.NIC != nil {
-		add("vec0:transport=fd,fd=%d,mtu=%d,depth=%d,mac=%s", o.fd(o.NIC.Socket), o.NIC.MTU, vectorDepth, o.NIC.MAC)
+	if o.NIC != "" && !slices.ContainsFunc(o.Args, isVector) {
+		add("%s=%s:%d", virtioDevice, o.NIC, virtioNet)
+	}
+	if o.Port != "" {
+		add("%s=%s:%d", virtioDevice, o.Port, virtioConsole)
 	}
 	// A guest's reboot must end the process; without noreboot UML executes itself anew, for ever.
 	add("con0=fd:0,fd:1")
@@ -111,11 +99,30 @@ func (o Options) Cmdline() []string {
 	add("seccomp=auto")
 	add("lpj=%d", loopsPerJiffy)
 	ours = append(ours, noSpareDevices...)
+	if o.Quiet && !setsLoudness(o.Args) {
+		add("quiet")
+	}
 
 	ours = slices.DeleteFunc(ours, func(arg string) bool {
-		return slices.ContainsFunc(o.Args, func(user string) bool { return argKey(user) == argKey(arg) })
+		return argKey(arg) != virtioDevice && // each one adds a device
+			slices.ContainsFunc(o.Args, func(user string) bool { return argKey(user) == argKey(arg) })
 	})
 	return append(ours, o.Args...)
+}
+
+// isVector says whether an argument sets the first interface of UML's vector driver: a NIC of the user's own, in place
+// of ours.
+func isVector(arg string) bool { return argKey(arg) == "vec0" }
+
+// loudness are the kernel's arguments that decide how much it prints on its console (init/main.c, kernel/printk).
+var loudness = []string{"quiet", "debug", "loglevel", "ignore_loglevel", "earlyprintk"}
+
+// setsLoudness says whether the user does; what follows "--" is the init's.
+func setsLoudness(args []string) bool {
+	if i := slices.Index(args, "--"); i >= 0 {
+		args = args[:i]
+	}
+	return slices.ContainsFunc(args, func(arg string) bool { return slices.Contains(loudness, argKey(arg)) })
 }
 
 // argKey is the name that an argument sets: "mem" of "mem=1G", "vec0" of "vec0:transport=tap".

@@ -1,7 +1,6 @@
 package uml
 
 import (
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -26,14 +25,14 @@ func testOptions(t *testing.T) Options {
 		ID:        "guest",
 		Notify:    "/run/uml-1/notify",
 		Initramfs: file(),
-		NIC:       &NIC{Socket: file(), MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1500},
+		NIC:       "/run/uml-1/nic",
 	}
 }
 
 func TestCmdline(t *testing.T) {
 	want := []string{
 		"mem=268435456", "hostfs=/rootfs", "uml_dir=/run/uml-1", "umid=guest", "mconsole=notify:/run/uml-1/notify",
-		"initrd=/proc/self/fd/3", "vec0:transport=fd,fd=4,mtu=1500,depth=64,mac=02:00:00:00:00:01",
+		"initrd=/proc/self/fd/3", "virtio_uml.device=/run/uml-1/nic:1",
 		"con0=fd:0,fd:1", "con=null", "noreboot", "sysrq_always_enabled", "seccomp=auto", "lpj=20000000",
 		"fb_tunnels=none", "dummy.numdummies=0", "ifb.numifbs=0", "bonding.max_bonds=0",
 	}
@@ -46,12 +45,28 @@ func TestCmdlineWithoutParts(t *testing.T) {
 	o := testOptions(t)
 	o.Initramfs = nil
 	got := strings.Join(o.Cmdline(), " ")
-	if strings.Contains(got, "initrd=") || !strings.Contains(got, "fd=3,") {
-		t.Errorf("Cmdline() without initramfs = %q, want no initrd= and the NIC as 3", got)
+	if strings.Contains(got, "initrd=") {
+		t.Errorf("Cmdline() without initramfs = %q, want no initrd=", got)
 	}
-	o.NIC = nil
-	if got := strings.Join(o.Cmdline(), " "); strings.Contains(got, "vec0") {
+	o.NIC = ""
+	if got := strings.Join(o.Cmdline(), " "); strings.Contains(got, "virtio") {
 		t.Errorf("Cmdline() without NIC = %q", got)
+	}
+}
+
+// TestCmdlineDevices has the user's devices come on top of ours, but for a NIC of their own.
+func TestCmdlineDevices(t *testing.T) {
+	const ours = "virtio_uml.device=/run/uml-1/nic:1"
+	for user, want := range map[string]bool{
+		"virtio_uml.device=/run/fs:26":   true,
+		"vec1:transport=tap,ifname=tap1": true,
+		"vec0:transport=tap,ifname=tap0": false,
+	} {
+		o := testOptions(t)
+		o.Args = []string{user}
+		if got := o.Cmdline(); slices.Contains(got, ours) != want || !slices.Contains(got, user) {
+			t.Errorf("Cmdline() with %s = %q, want ours too: %v", user, got, want)
+		}
 	}
 }
 
@@ -77,6 +92,36 @@ func TestCmdlineUserWins(t *testing.T) {
 		if !slices.Equal(got[len(got)-len(o.Args):], o.Args) {
 			t.Errorf("Cmdline() = %q, want the user's arguments at the end, in order", got)
 		}
+	}
+}
+
+func TestCmdlineQuiet(t *testing.T) {
+	for user, want := range map[string]int{
+		"":                              1,
+		"init=/bin/sh":                  1,
+		"-- debug":                      1,
+		"systemd.log_level=debug":       1,
+		"quiet":                         1,
+		"debug":                         0,
+		"loglevel=7":                    0,
+		"mem=1G ignore_loglevel -- x":   0,
+		"earlyprintk":                   0,
+		"earlyprintk=stderr0 -- single": 0,
+	} {
+		o := testOptions(t)
+		o.Quiet, o.Args = true, strings.Fields(user)
+		got := 0
+		for _, arg := range o.Cmdline() {
+			if arg == "quiet" {
+				got++
+			}
+		}
+		if got != want {
+			t.Errorf("Cmdline() with Quiet and %q has quiet %d times, want %d", user, got, want)
+		}
+	}
+	if got := testOptions(t).Cmdline(); slices.Contains(got, "quiet") {
+		t.Errorf("Cmdline() without Quiet = %q", got)
 	}
 }
 

@@ -10,20 +10,26 @@ import (
 	"time"
 )
 
-// sshCommand runs the real OpenSSH client against c with the default password.
-func sshCommand(t *testing.T, c *container, stdin string, command ...string) (string, error) {
+// askPassEnv is the environment of an OpenSSH client that logs in with the default password.
+func askPassEnv(t *testing.T) []string {
 	t.Helper()
 	ask := filepath.Join(t.TempDir(), "askpass")
 	if err := os.WriteFile(ask, []byte("#!/bin/sh\necho "+password+"\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	return append(os.Environ(), "SSH_ASKPASS="+ask, "SSH_ASKPASS_REQUIRE=force", "DISPLAY=none")
+}
+
+// sshCommand runs the real OpenSSH client against c with the default password.
+func sshCommand(t *testing.T, c *container, stdin string, command ...string) (string, error) {
+	t.Helper()
 	host, port, _ := strings.Cut(c.address("22/tcp"), ":")
 	args := []string{
 		"-p", port, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
 		"-o", "LogLevel=ERROR", "-o", "PreferredAuthentications=password", "root@" + host,
 	}
 	cmd := exec.Command("ssh", append(args, command...)...)
-	cmd.Env = append(os.Environ(), "SSH_ASKPASS="+ask, "SSH_ASKPASS_REQUIRE=force", "DISPLAY=none")
+	cmd.Env = askPassEnv(t)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -72,6 +78,7 @@ func TestSSH(t *testing.T) {
 
 // TestHostKeys wants no host key in the image, and a different one in each container.
 func TestHostKeys(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	var keys []string
 	for range 2 {

@@ -21,8 +21,10 @@ func composeCommand(t *testing.T) []string {
 	return []string{"docker", "compose"}
 }
 
-// TestCompose brings the repository's docker-compose.yml up, on a port of its own, and keeps a file in the volume.
+// TestCompose brings the repository's docker-compose.yml up, on a port of its own: its client finds the guest once that
+// is healthy, and a file stays in the volume.
 func TestCompose(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	file, err := os.ReadFile("../../docker-compose.yml")
 	if err != nil {
@@ -57,8 +59,12 @@ func TestCompose(t *testing.T) {
 	compose("up", "-d", "--no-build")
 	c := &container{t: t, id: compose("ps", "-q", "guest")}
 	remote(t, c.ssh(), "echo kept > /srv/file && sync")
+	client := &container{t: t, id: compose("ps", "-a", "-q", "client")}
+	if code := client.wait(); code != "0" || !strings.HasPrefix(client.logs(), "SSH-2.0-") {
+		t.Errorf("the client ended with %s and says %q, want the SSH server's greeting", code, client.logs())
+	}
 	compose("rm", "-s", "-f")
-	compose("up", "-d", "--no-build")
+	compose("up", "-d", "--no-build", "guest")
 	c = &container{t: t, id: compose("ps", "-q", "guest")}
 	if got := remote(t, c.ssh(), "cat /srv/file"); got != "kept" {
 		t.Errorf("/srv/file in a new container = %q, want kept", got)

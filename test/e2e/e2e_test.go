@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -73,11 +74,19 @@ type container struct {
 	id string
 }
 
-var names atomic.Int32
+var (
+	names atomic.Int32
+	// runID tells this run from others at the same Docker, whose process may have the same number in another container.
+	runID = func() string {
+		var id [4]byte
+		_, _ = rand.Read(id[:]) // it never fails
+		return fmt.Sprintf("%x", id)
+	}()
+)
 
 // name is unlike any other on this machine.
 func name(t testing.TB, what string) string {
-	return fmt.Sprintf("e2e-%d-%d-%s", os.Getpid(), names.Add(1), what)
+	return fmt.Sprintf("e2e-%s-%d-%s", runID, names.Add(1), what)
 }
 
 // start runs the image in the background: options of docker run before "--", kernel arguments after it.
@@ -228,6 +237,10 @@ func (c *container) trySSH(auth ...ssh.AuthMethod) (*ssh.Client, error) {
 		conn.Close()
 		return nil, err
 	}
+	if err := conn.SetDeadline(time.Time{}); err != nil { // a test may take longer; remoteErr bounds each command
+		client.Close()
+		return nil, err
+	}
 	return ssh.NewClient(client, chans, reqs), nil
 }
 
@@ -242,18 +255,33 @@ func remote(t testing.TB, client *ssh.Client, command string) string {
 }
 
 func remoteErr(client *ssh.Client, command string) (string, error) {
-	session, err := client.NewSession()
-	if err != nil {
-		return "", err
-	}
-	defer session.Close()
-	var stderr bytes.Buffer
-	session.Stderr = &stderr
-	out, err := session.Output(command)
+	var (
+		out    []byte
+		stderr bytes.Buffer
+	)
+	err := inSession(client, func(session *ssh.Session) (err error) {
+		session.Stderr = &stderr
+		out, err = session.Output(command)
+		return err
+	})
 	if err != nil {
 		return "", fmt.Errorf("in the guest: %s: %w\n%s%s", command, err, out, stderr.String())
 	}
 	return strings.TrimSpace(string(out)), nil
+}
+
+// inSession runs f with a session of its own. When that hangs, the connection is closed.
+func inSession(client *ssh.Client, f func(*ssh.Session) error) error {
+	guard := time.AfterFunc(hangGuard, func() { client.Close() })
+	session, err := client.NewSession()
+	if err == nil {
+		err = f(session)
+		session.Close()
+	}
+	if !guard.Stop() {
+		return fmt.Errorf("hangs: %w", errors.Join(os.ErrDeadlineExceeded, err))
+	}
+	return err
 }
 
 // self is this test binary, which containers run as /peer (peer_test.go). In the image there is no C library: make e2e

@@ -14,14 +14,21 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
+
+// aptInstall is a command that installs the packages that follow. Mirrors fail now and then.
+const aptInstall = "apt-get -q -o Acquire::Retries=5 update && DEBIAN_FRONTEND=noninteractive " +
+	"apt-get -qy -o Acquire::Retries=5 install --no-install-recommends "
 
 // TestPackages installs a web server in the guest from Debian's archive and reads its page from this host; socat
 // does the same for UDP.
 func TestPackages(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-p", "127.0.0.1::22", "-p", "127.0.0.1::80", "-p", "127.0.0.1::7/udp", "-e", "PORTS=22 80 7/udp")
 	client := c.ssh()
-	remote(t, client, "apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends nginx socat")
+	remote(t, client, aptInstall+"nginx socat")
 
 	var page []byte
 	waitFor(t, "the web server", func() error {
@@ -61,6 +68,7 @@ func TestPackages(t *testing.T) {
 
 // TestTransfer sends 1 GiB through the forwarded port in both directions.
 func TestTransfer(t *testing.T) {
+	t.Parallel()
 	const size = 1 << 30
 	c := start(t, "-p", "127.0.0.1::22")
 	client := c.ssh()
@@ -83,28 +91,28 @@ func TestTransfer(t *testing.T) {
 	}
 	want := hex.EncodeToString(hash.Sum(nil))
 
-	session, err := client.NewSession()
-	if err != nil {
-		t.Fatal(err)
-	}
-	session.Stdin = content()
 	began := time.Now()
-	if out, err := session.CombinedOutput("cat > /root/big"); err != nil {
-		t.Fatalf("send: %v %s", err, out)
+	if err := inSession(client, func(session *ssh.Session) error {
+		session.Stdin = content()
+		out, err := session.CombinedOutput("cat > /root/big")
+		if err != nil {
+			err = fmt.Errorf("%w %s", err, out)
+		}
+		return err
+	}); err != nil {
+		t.Fatalf("send: %v", err)
 	}
 	t.Logf("into the guest: %.0f MB/s", size/1e6/time.Since(began).Seconds())
 	if got := remote(t, client, "sha256sum < /root/big"); got != want+"  -" {
 		t.Errorf("sha256 in the guest = %s, want %s", got, want)
 	}
 
-	session, err = client.NewSession()
-	if err != nil {
-		t.Fatal(err)
-	}
 	hash.Reset()
-	session.Stdout = hash
 	began = time.Now()
-	if err := session.Run("cat /root/big"); err != nil {
+	if err := inSession(client, func(session *ssh.Session) error {
+		session.Stdout = hash
+		return session.Run("cat /root/big")
+	}); err != nil {
 		t.Fatalf("fetch: %v", err)
 	}
 	t.Logf("out of the guest: %.0f MB/s", size/1e6/time.Since(began).Seconds())
@@ -116,15 +124,15 @@ func TestTransfer(t *testing.T) {
 // TestNeighbours has the guest find another container by name on a user-defined network, where Docker's own
 // resolver answers, and talk to it by TCP and UDP.
 func TestNeighbours(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	network := name(t, "net")
 	docker(t, "network", "create", network)
-	defer docker(t, "network", "rm", network)
+	t.Cleanup(func() { docker(t, "network", "rm", network) }) // the containers go before, but not before start's log
 	peer := docker(t, "run", "-d", "--network", network, "--network-alias", "neighbour", "-v", self(t)+":/peer:ro",
 		"--entrypoint", "/peer", "--name", name(t, "peer"), image, "serve")
-	defer docker(t, "rm", "-f", peer)
+	t.Cleanup(func() { docker(t, "rm", "-f", peer) })
 	c := start(t, "--network", network, "-p", "127.0.0.1::22")
-	defer docker(t, "rm", "-f", c.id)
 	client := c.ssh()
 
 	if got := remote(t, client, "curl -sS http://neighbour:8080/"); got != "peer" {
@@ -176,7 +184,7 @@ func TestPortTaken(t *testing.T) {
 	c := start(t, "-e", "PORTS=2222:22")
 	c.waitLog("kernel started")
 	_, stderr, code := run(t, "", "--network", "container:"+c.id, "-e", "PORTS=2222:22")
-	if code != 1 || !strings.Contains(stderr, "2222") || !strings.Contains(stderr, "in use") {
-		t.Errorf("exit code %d, want 1; stderr, want port 2222 in use:\n%s", code, stderr)
+	if code != 1 || !strings.Contains(stderr, "PORTS: listen on tcp *:2222: already taken by another program") {
+		t.Errorf("exit code %d, want 1; stderr, want who has port 2222, and the setting:\n%s", code, stderr)
 	}
 }

@@ -75,6 +75,20 @@ func (term *terminal) expect(text string) {
 	}
 }
 
+func (term *terminal) resize(rows, cols uint16) {
+	term.t.Helper()
+	if err := pty.Setsize(term.file, &pty.Winsize{Rows: rows, Cols: cols}); err != nil {
+		term.t.Fatal(err)
+	}
+}
+
+// text is all that has come.
+func (term *terminal) text() string {
+	term.mu.Lock()
+	defer term.mu.Unlock()
+	return term.all
+}
+
 // wait returns the command's exit code.
 func (term *terminal) wait() int {
 	term.t.Helper()

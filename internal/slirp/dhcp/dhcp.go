@@ -1,5 +1,5 @@
-// Package dhcp is a DHCP server for one client: it offers the same address to whoever asks. It is for guests that bring
-// their own DHCP client; a guest that was configured by other means never needs it.
+// Package dhcp holds DHCP servers for one client, for IPv4 and IPv6: they offer the same address to whoever asks. They are
+// for guests that bring their own DHCP client; a guest that was configured by other means never needs them.
 package dhcp
 
 import (
@@ -58,6 +58,12 @@ func New(o Options) *Server { return &Server{o: o} }
 
 // Serve answers the requests that arrive on conn until ctx ends, then returns nil, or until conn fails. It closes conn.
 func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
+	return serve(ctx, conn, "dhcp", s.Answer)
+}
+
+func serve(
+	ctx context.Context, conn net.PacketConn, name string, answer func(msg []byte, from net.Addr) ([]byte, net.Addr),
+) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	defer conn.Close()
@@ -68,14 +74,11 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
 			}
-			return fmt.Errorf("dhcp: %w", err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		answer, to := s.Answer(buf[:n], from)
-		if answer == nil {
-			continue
+		if msg, to := answer(buf[:n], from); msg != nil {
+			_, _ = conn.WriteTo(msg, to) // an answer that is lost is asked for again
 		}
-		// An answer that is lost is asked for again.
-		_, _ = conn.WriteTo(answer, to)
 	}
 }
 
@@ -118,10 +121,14 @@ func (s *Server) Answer(msg []byte, from net.Addr) ([]byte, net.Addr) {
 	}
 	to := &net.UDPAddr{IP: net.IPv4bcast, Port: ClientPort}
 	client, ok := from.(*net.UDPAddr)
-	if ok && resp.MessageType() != dhcpv4.MessageTypeNak && req.ClientIPAddr.Equal(guest) && client.IP.Equal(guest) {
-		to = client
+	if ok && resp.MessageType() != dhcpv4.MessageTypeNak && hasAddress(req) && client.IP.Equal(req.ClientIPAddr) {
+		to = client // by INFORM even one that gave itself another address
 	}
 	return resp.ToBytes(), to
+}
+
+func hasAddress(req *dhcpv4.DHCPv4) bool {
+	return req.ClientIPAddr != nil && !req.ClientIPAddr.IsUnspecified()
 }
 
 func (s *Server) lease(d *dhcpv4.DHCPv4) {
@@ -132,27 +139,23 @@ func (s *Server) settings(d *dhcpv4.DHCPv4) {
 	d.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(s.o.Guest.Bits(), 32)))
 	d.UpdateOption(dhcpv4.OptRouter(ip(s.o.Router)))
 	if len(s.o.DNS) > 0 {
-		ips := make([]net.IP, len(s.o.DNS))
-		for i, a := range s.o.DNS {
-			ips[i] = ip(a)
-		}
-		d.UpdateOption(dhcpv4.OptDNS(ips...))
+		d.UpdateOption(dhcpv4.OptDNS(ips(s.o.DNS)...))
 	}
 	d.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, []byte{byte(s.o.MTU >> 8), byte(s.o.MTU)}))
 	if s.o.Search == nil {
 		return
 	}
-	if search := fitting(s.o.Search()); len(search) > 0 {
+	if search := fitting(s.o.Search(), maxSearchBytes); len(search) > 0 {
 		d.UpdateOption(dhcpv4.OptDomainName(search[0]))
 		d.UpdateOption(dhcpv4.OptDomainSearch(&rfc1035label.Labels{Labels: search}))
 	}
 }
 
 // fitting returns the first domains, as many as fit. The encoding takes two bytes more than the text.
-func fitting(search []string) []string {
+func fitting(search []string, maxBytes int) []string {
 	total := 0
 	for i, domain := range search {
-		if total += len(domain) + 2; total > maxSearchBytes {
+		if total += len(domain) + 2; total > maxBytes {
 			return search[:i]
 		}
 	}
@@ -160,3 +163,11 @@ func fitting(search []string) []string {
 }
 
 func ip(a netip.Addr) net.IP { return net.IP(a.AsSlice()) }
+
+func ips(addrs []netip.Addr) []net.IP {
+	out := make([]net.IP, len(addrs))
+	for i, a := range addrs {
+		out[i] = ip(a)
+	}
+	return out
+}

@@ -78,10 +78,28 @@ func TestLease(t *testing.T) {
 		t.Errorf("lease %s, want %s", got, want)
 	}
 
-	renewal := message(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IPv4(10, 0, 2, 15)))
+	// Renewing and rebinding differ only in where they are sent to.
+	renewal := message(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IPv4(10, 0, 2, 15)),
+		dhcpv4.WithOption(dhcpv4.OptClientIdentifier([]byte("me"))))
 	ack, to = answer(t, s, renewal, "10.0.2.15:68")
-	if ack == nil || ack.MessageType() != dhcpv4.MessageTypeAck || to != "10.0.2.15:68" {
-		t.Errorf("answer to a renewal: %v to %s, want an ACK to the client", ack, to)
+	if ack == nil || ack.MessageType() != dhcpv4.MessageTypeAck || to != "10.0.2.15:68" ||
+		!ack.YourIPAddr.Equal(net.IPv4(10, 0, 2, 15)) || ack.IPAddressLeaseTime(0) != leaseTime ||
+		string(ack.Options.Get(dhcpv4.OptionClientIdentifier)) != "me" {
+		t.Errorf("answer to a renewal: %v to %s, want an ACK to the client, with its identifier", ack, to)
+	}
+}
+
+// TestInform checks that a guest that gave itself an address gets the settings there, and no lease.
+func TestInform(t *testing.T) {
+	for _, addr := range []string{"10.0.2.15", "10.0.2.77"} {
+		m := message(t, dhcpv4.MessageTypeInform, dhcpv4.WithClientIP(net.ParseIP(addr)))
+		ack, to := answer(t, newServer("example.org"), m, addr+":68")
+		if ack == nil || ack.MessageType() != dhcpv4.MessageTypeAck || to != addr+":68" {
+			t.Fatalf("answer to INFORM: %v to %s, want an ACK to %s", ack, to, addr)
+		}
+		if !ack.YourIPAddr.IsUnspecified() || ack.IPAddressLeaseTime(0) != 0 || ack.DomainName() != "example.org" {
+			t.Errorf("answer to INFORM: %s, want the settings alone", ack.Summary())
+		}
 	}
 }
 
@@ -121,19 +139,26 @@ func TestOtherMessages(t *testing.T) {
 	}
 }
 
-// TestLongSearch checks that a long list of domains is cut (other bridges dies of one) and the answer fits any
-// client.
-func TestLongSearch(t *testing.T) {
+func longSearch() []string {
 	var search []string
 	for i := range 200 {
 		search = append(search, fmt.Sprintf("d%d.%s.example", i, strings.Repeat("x", 30)))
 	}
-	a, _ := answer(t, newServer(search...), message(t, dhcpv4.MessageTypeDiscover), "0.0.0.0:68")
-	if got := len(a.DomainSearch().Labels); got == 0 || got > 10 {
-		t.Errorf("%d search domains, want a few", got)
-	}
-	if got := len(a.ToBytes()); got > 548 {
-		t.Errorf("an answer of %d bytes, want at most 548", got)
+	return search
+}
+
+// testLongSearchList checks that a long list of domains is cut (other bridges die of one) and the answer fits any
+// client.
+func testLongSearchList(t *testing.T) {
+	// The report's list has one short name many times.
+	for _, search := range [][]string{longSearch(), slices.Repeat([]string{"home"}, 400)} {
+		a, _ := answer(t, newServer(search...), message(t, dhcpv4.MessageTypeDiscover), "0.0.0.0:68")
+		if got := len(a.DomainSearch().Labels); got == 0 || got > 100 {
+			t.Errorf("%d search domains, want some", got)
+		}
+		if got := len(a.ToBytes()); got > 548 {
+			t.Errorf("an answer of %d bytes, want at most 548", got)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,8 +16,8 @@ import (
 const Port = 53
 
 const (
-	// maxServers is more than the C library's 3 (MAXNS), and few enough to ask one after another.
-	maxServers = 8
+	// maxServers is what every C library reads (MAXNS).
+	maxServers = 3
 	// maxConfigBytes bounds what is read of a resolv.conf.
 	maxConfigBytes = 64 << 10
 )
@@ -115,14 +116,40 @@ func isDomain(name string) bool {
 	return true
 }
 
-// timeout is what a "timeout:n" option says, in seconds, or 0.
+// The defaults and bounds of the C library.
+const (
+	defaultTimeout  = 5 * time.Second
+	maxTimeout      = 30
+	defaultAttempts = 2
+	maxAttempts     = 5
+)
+
+// timeout is how long to wait for a server before the next one is asked: the option "timeout:n", in seconds.
 func (c Config) timeout() time.Duration {
+	if n := c.number("timeout:"); n > 0 {
+		return time.Duration(min(n, maxTimeout)) * time.Second
+	}
+	return defaultTimeout
+}
+
+// attempts is how often a server is asked: the option "attempts:n".
+func (c Config) attempts() int {
+	if n := c.number("attempts:"); n > 0 {
+		return min(n, maxAttempts)
+	}
+	return defaultAttempts
+}
+
+// number is the value of an option that is given with a prefix. The last one counts. 0 stands for none.
+func (c Config) number(prefix string) int {
+	value := 0
 	for _, o := range c.Options {
-		if v, ok := strings.CutPrefix(o, "timeout:"); ok {
-			if n, err := strconv.Atoi(v); err == nil && n > 0 && n <= 30 {
-				return time.Duration(n) * time.Second
-			}
+		if v, ok := strings.CutPrefix(o, prefix); ok {
+			value, _ = strconv.Atoi(v)
 		}
 	}
-	return 0
+	return value
 }
+
+// has says whether an option without a value is given.
+func (c Config) has(option string) bool { return slices.Contains(c.Options, option) }

@@ -1,9 +1,10 @@
-// Package dns relays DNS queries, as they are, to the name servers of a resolv.conf(5).
+// Package dns relays DNS queries, as they are, to the name servers of a resolv.conf(5), and answers those for a few
+// names itself.
 package dns
 
 import (
+	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,91 +14,111 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
 // Theory of operation
 //
-// A query is bytes. Of a message the relay reads its header only: whether it is a query, its identifier, and the
-// response code. So whatever DNS grows next passes through, and the answer is the server's: its size, its truncation
-// bit, its EDNS options.
+// A query is bytes, and so is its answer: both pass through as they are, the case of names and whatever DNS grows next
+// included. Of a query the relay reads its header, its question, and how large an answer it takes (EDNS); of an answer
+// the header and the question. The only messages that it makes itself are a SERVFAIL, the empty answer with the TC bit
+// in place of one that is too large for UDP, and the answers for the names in Options.Hosts.
 //
-// Each query has a socket of its own, connected to the server: a random port guards against forged answers, and a
-// server that refuses is known at once. The servers are asked in the order of the file, the next one when one
-// refuses, is not reached, does not answer in time or answers that it cannot (SERVFAIL, NOTIMP, REFUSED), as the C
-// library does, which sees but one server here. A server that did not answer in time is asked last for a while, so
-// that a dead one costs its time-out once and not with every query. If no server has an answer the client gets the
-// last failure, or a SERVFAIL of ours. It never gets silence.
+// Each query has a socket of its own, connected to the server: identifiers of different clients never meet, only the
+// server's own datagrams arrive, a random port guards against forged ones, and a server that refuses is known at once.
+// An answer must have the query's identifier and question.
+//
+// Servers are asked in the order of the file (or in turn, with "rotate"): the next one when one refuses, is not
+// reached or answers that it cannot (SERVFAIL, NOTIMP, REFUSED), as the C library does, which sees but one server
+// here; and the next one besides when one is silent for its share of the time. The first good answer counts. The time
+// is less than what a client waits before it asks again, and less than the "timeout:n" times "attempts:n" after which it
+// gives up, and the servers share it equally, unless "timeout:n" gives
+// them less; in its share each is asked "attempts:n" times. A server that was silent twice in a row is asked last for a
+// while, so that a dead one costs its share twice and not with every query. Once is a slow answer, a lost packet: C
+// libraries start with the first server all the same, which may know names that the others do not. If no server has an answer the client gets the last
+// failure, or a SERVFAIL of ours. It never gets silence.
 //
 // The file is looked at (stat) with every query and read again when it is another or has changed: Docker and DHCP
-// clients rewrite it.
+// clients rewrite it. Because a file can change twice within one tick of its clock, one that has just changed is read
+// with every query.
 //
 // TCP: a client's connection carries any number of queries, which are relayed side by side and answered as answers
-// come in (RFC 7766 section 6.2.1). Each is one connection to a server and one answer: zone transfers, whose answers
-// are many messages, are cut after the first.
+// come in (RFC 7766 section 6.2.1). Each is one connection to a server. The answer to a zone transfer is many messages,
+// and where it ends only who understands it knows: they are passed on until the server closes or says no more, and then
+// the client's connection is closed as well.
 //
-// Bounds: queries in flight, over both transports, and TCP connections. A UDP query beyond is dropped, as a busy
-// server would, a TCP query waits.
+// Bounds: queries in flight, over all sockets that are served, and TCP connections. A UDP query beyond is dropped, as a
+// busy server would, a TCP query waits. A query holds a goroutine, and for each server that it is at one more with a
+// socket and a buffer of the size that the client takes: with 3 servers that are all dead, and clients that take much,
+// 1,024 queries hold 25 MB.
 
 const (
-	headerBytes = 12
-	maxBytes    = 1<<16 - 1
-
-	defaultTimeout = 2 * time.Second
-	// avoidFor is how long a server that timed out is asked last.
+	// patience is how long a query may take. C libraries repeat theirs after 5 s (defaultTimeout); one second is for a
+	// busy guest. Where they give up sooner it is less in proportion.
+	patience = 4 * time.Second
+	// avoidFor is how long a server that was silent twice is asked last.
 	avoidFor = 30 * time.Second
-	// tcpIdle is how long a client's connection may be silent (RFC 7766 section 6.2.3 suggests seconds).
-	tcpIdle = 30 * time.Second
+	// settleTime is more than any file system's clock needs for a tick, FAT's 2 s aside.
+	settleTime = time.Second
+	// idleTime is how long a connection may be silent (RFC 7766 section 6.2.3 suggests seconds), or be in the middle of
+	// a message.
+	idleTime = 10 * time.Second
 
 	maxInFlight    = 1024
 	maxConns       = 128
 	maxConnQueries = 64
 )
 
-// Response codes (RFC 1035 section 4.1.1).
-const (
-	servFail = 2
-	notImp   = 4
-	refused  = 5
-)
-
 // Options of a Relay.
 type Options struct {
 	// ResolvConf is the path of the file with the servers.
 	ResolvConf string
+	// Hosts are names that the relay answers itself, in lower case and without a dot at the end. What cannot be a domain
+	// is left out.
+	Hosts map[string][]netip.Addr
 }
 
 // Relay relays queries.
 type Relay struct {
-	path    string
-	timeout time.Duration // 0: what resolv.conf says, or the default
-	port    uint16        // of servers; tests change it
-	slots   chan struct{}
-	conns   chan struct{}
-	stats   Stats
+	path     string
+	names    names
+	patience time.Duration
+	idle     time.Duration
+	maxShare time.Duration // of a server; tests shorten it
+	port     uint16        // of servers; tests change it
+	slots    chan struct{}
+	conns    chan struct{}
+	stats    Stats
 
 	mu      sync.Mutex
-	config  Config                       // guarded by mu
-	file    os.FileInfo                  // guarded by mu: config is from this file; nil before the first read
-	avoided map[netip.AddrPort]time.Time // guarded by mu: until when
+	config  Config                     // guarded by mu
+	file    os.FileInfo                // guarded by mu: config is from this file; nil before the first read
+	settled bool                       // guarded by mu: the file cannot have changed unseen since
+	turn    int                        // guarded by mu: for "rotate"
+	silent  map[netip.AddrPort]silence // guarded by mu: servers that did not answer the last time
 }
 
 // Stats counts what a Relay did.
 type Stats struct {
-	Queries  atomic.Uint64
-	Answers  atomic.Uint64
-	Failures atomic.Uint64 // queries that no server answered
-	Dropped  atomic.Uint64 // queries beyond the bounds
+	Queries   atomic.Uint64
+	Own       atomic.Uint64 // queries for names of our own
+	Answers   atomic.Uint64 // of servers
+	Truncated atomic.Uint64 // answers that were too large for the client
+	Failures  atomic.Uint64 // queries that no server answered
+	Dropped   atomic.Uint64 // queries and connections beyond the bounds
 }
 
 // New makes a relay.
 func New(o Options) *Relay {
 	return &Relay{
-		path:    o.ResolvConf,
-		slots:   make(chan struct{}, maxInFlight),
-		conns:   make(chan struct{}, maxConns),
-		avoided: make(map[netip.AddrPort]time.Time),
+		path:     o.ResolvConf,
+		names:    newNames(o.Hosts),
+		patience: patience,
+		maxShare: patience,
+		idle:     idleTime,
+		slots:    make(chan struct{}, maxInFlight),
+		conns:    make(chan struct{}, maxConns),
+		silent:   make(map[netip.AddrPort]silence),
 	}
 }
 
@@ -131,12 +152,18 @@ func (r *Relay) ServeUDP(ctx context.Context, conn net.PacketConn) error {
 			r.stats.Dropped.Add(1)
 			continue
 		}
-		query := slices.Clone(buf[:n])
+		q := readQuery(slices.Clone(buf[:n]))
 		queries.Go(func() {
 			defer func() { <-r.slots }()
-			if answer := r.relay(ctx, "udp", query); answer != nil {
-				_, _ = conn.WriteTo(answer, from) // a lost answer is asked for again
+			answer := r.relay(ctx, "udp", q)
+			if answer == nil {
+				return
 			}
+			answer, whole := q.fits(answer)
+			if !whole {
+				r.stats.Truncated.Add(1)
+			}
+			_, _ = conn.WriteTo(answer, from) // a lost answer is asked for again
 		})
 	}
 }
@@ -188,18 +215,33 @@ func (r *Relay) serveConn(ctx context.Context, conn net.Conn) {
 	defer cancel()
 
 	var write sync.Mutex
+	send := func(answer []byte) error {
+		write.Lock()
+		defer write.Unlock()
+		_ = conn.SetWriteDeadline(time.Now().Add(r.idle))
+		err := writeMessage(conn, answer)
+		if err != nil {
+			cancel()
+		}
+		return err
+	}
+	in := bufio.NewReader(conn)
 	mine := make(chan struct{}, maxConnQueries)
 	for {
-		_ = conn.SetReadDeadline(time.Now().Add(tcpIdle))
-		query, err := readMessage(conn)
-		if err != nil {
+		_ = conn.SetReadDeadline(time.Now().Add(r.idle))
+		if _, err := in.Peek(1); err != nil {
+			if isTimeout(err) && len(mine) > 0 {
+				continue // not idle: it waits for us
+			}
 			// Half-closed is not closed: what was asked is still to be answered.
 			if errors.Is(err, io.EOF) {
 				queries.Wait()
 			}
 			return
 		}
-		if !isQuery(query) {
+		_ = conn.SetReadDeadline(time.Now().Add(r.idle))
+		msg, err := readMessage(in)
+		if err != nil || !isQuery(msg) {
 			return
 		}
 		mine <- struct{}{}
@@ -208,201 +250,46 @@ func (r *Relay) serveConn(ctx context.Context, conn net.Conn) {
 		case <-ctx.Done():
 			return
 		}
+		q := readQuery(msg)
 		queries.Go(func() {
 			defer func() { <-r.slots; <-mine }()
-			answer := r.relay(ctx, "tcp", query)
-			if answer == nil {
+			if q.isTransfer() {
+				r.stats.Queries.Add(1)
+				if r.transfer(ctx, q, send) {
+					cancel()
+				}
 				return
 			}
-			write.Lock()
-			defer write.Unlock()
-			_ = conn.SetWriteDeadline(time.Now().Add(tcpIdle))
-			if writeMessage(conn, answer) != nil {
-				cancel()
+			if answer := r.relay(ctx, "tcp", q); answer != nil {
+				_ = send(answer)
 			}
 		})
 	}
 }
 
 // relay returns the answer to a query, or nil when ctx ended.
-func (r *Relay) relay(ctx context.Context, network string, query []byte) []byte {
+func (r *Relay) relay(ctx context.Context, network string, q *query) []byte {
 	r.stats.Queries.Add(1)
-	servers, timeout := r.servers()
-	var failure []byte
-	for _, s := range servers {
-		answer, err := exchange(ctx, network, s, query, timeout)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			if isTimeout(err) {
-				r.avoid(s)
-			}
-		case isFailure(answer):
-			failure = answer
-		default:
-			r.stats.Answers.Add(1)
-			return answer
-		}
+	if answer := r.names.answer(q); answer != nil {
+		r.stats.Own.Add(1)
+		return answer
+	}
+	answer, ok := r.ask(ctx, network, q)
+	switch {
+	case ok:
+		r.stats.Answers.Add(1)
+		return answer
+	case ctx.Err() != nil:
+		return nil
 	}
 	r.stats.Failures.Add(1)
-	if failure == nil {
-		failure = fail(query)
+	if answer == nil {
+		answer = q.fail()
 	}
-	return failure
-}
-
-// exchange asks one server.
-func exchange(
-	ctx context.Context, network string, server netip.AddrPort, query []byte, timeout time.Duration,
-) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, server.String())
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if network == "tcp" {
-		if err := writeMessage(conn, query); err != nil {
-			return nil, err
-		}
-		answer, err := readMessage(conn)
-		if err == nil && !answers(answer, query) {
-			err = errors.New("the server's answer is to something else")
-		}
-		return answer, err
-	}
-	if _, err := conn.Write(query); err != nil {
-		return nil, err
-	}
-	buf := answerPool.Get().(*[maxBytes]byte)
-	defer answerPool.Put(buf)
-	for {
-		n, err := conn.Read(buf[:])
-		if err != nil {
-			return nil, err
-		}
-		// Anything else is forged, or late: the answer may still come.
-		if answers(buf[:n], query) {
-			return slices.Clone(buf[:n]), nil
-		}
-	}
-}
-
-var answerPool = sync.Pool{New: func() any { return new([maxBytes]byte) }}
-
-// isQuery says whether a message of a client is to be relayed: it has a header, and the QR bit is clear.
-func isQuery(msg []byte) bool { return len(msg) >= headerBytes && msg[2]&0x80 == 0 }
-
-// answers says whether msg can be the answer to query: QR is set and the identifiers are equal.
-func answers(msg, query []byte) bool {
-	return len(msg) >= headerBytes && msg[2]&0x80 != 0 && msg[0] == query[0] && msg[1] == query[1]
-}
-
-// isFailure says whether an answer is one after which another server is worth asking.
-func isFailure(answer []byte) bool {
-	switch answer[3] & 0x0f {
-	case servFail, notImp, refused:
-		return true
-	}
-	return false
-}
-
-// fail turns a query into the answer SERVFAIL: QR and RA are set, the rest stands as it was asked.
-func fail(query []byte) []byte {
-	answer := slices.Clone(query)
-	answer[2] |= 0x80
-	answer[3] = 0x80 | servFail
 	return answer
 }
 
 func isTimeout(err error) bool {
 	ne, ok := errors.AsType[net.Error](err)
-	return ok && ne.Timeout() || errors.Is(err, context.DeadlineExceeded)
-}
-
-// readMessage reads a message with its length in front (RFC 1035 section 4.2.2).
-func readMessage(r io.Reader) ([]byte, error) {
-	var length [2]byte
-	if _, err := io.ReadFull(r, length[:]); err != nil {
-		return nil, err
-	}
-	msg := make([]byte, binary.BigEndian.Uint16(length[:]))
-	if _, err := io.ReadFull(r, msg); err != nil {
-		return nil, io.ErrUnexpectedEOF
-	}
-	return msg, nil
-}
-
-// writeMessage writes a message with its length in front, in one piece.
-func writeMessage(w io.Writer, msg []byte) error {
-	buf := make([]byte, 0, 2+len(msg))
-	buf = binary.BigEndian.AppendUint16(buf, uint16(len(msg)))
-	_, err := w.Write(append(buf, msg...))
-	return err
-}
-
-// servers returns the servers to ask, in order, and the time each has to answer.
-func (r *Relay) servers() ([]netip.AddrPort, time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.refresh()
-	timeout := r.timeout
-	if timeout == 0 {
-		// The client repeats its query after 5 s. A second server must have had its chance by then.
-		timeout = min(defaultTimeout, max(r.config.timeout(), defaultTimeout/2))
-		if r.config.timeout() == 0 {
-			timeout = defaultTimeout
-		}
-	}
-	now := time.Now()
-	var good, late []netip.AddrPort
-	for _, s := range r.config.Servers {
-		if r.port != 0 {
-			s = netip.AddrPortFrom(s.Addr(), r.port)
-		}
-		if now.Before(r.avoided[s]) {
-			late = append(late, s)
-		} else {
-			good = append(good, s)
-		}
-	}
-	return append(good, late...), timeout
-}
-
-// avoid notes that a server timed out.
-func (r *Relay) avoid(s netip.AddrPort) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.avoided[s] = time.Now().Add(avoidFor)
-}
-
-// refresh reads the configuration if its file is another than before. It is called with r.mu held.
-func (r *Relay) refresh() {
-	file, err := os.Stat(r.path)
-	if err != nil {
-		r.config, r.file = Config{}, nil
-		return
-	}
-	if r.file != nil && sameFile(r.file, file) {
-		return
-	}
-	r.config, _ = ReadConfig(r.path) // without a file there are no servers
-	r.file = file
-	clear(r.avoided)
-}
-
-// sameFile says whether a file is the same and unchanged. The change time tells a rewrite within one tick of the clock
-// that also keeps the size, if anything does.
-func sameFile(a, b os.FileInfo) bool {
-	if !os.SameFile(a, b) || !a.ModTime().Equal(b.ModTime()) || a.Size() != b.Size() {
-		return false
-	}
-	sa, oka := a.Sys().(*syscall.Stat_t)
-	sb, okb := b.Sys().(*syscall.Stat_t)
-	return !oka || !okb || sa.Ctim == sb.Ctim
+	return ok && ne.Timeout()
 }

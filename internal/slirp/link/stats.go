@@ -8,7 +8,7 @@ type Stats struct {
 	FramesOut, BytesOut atomic.Uint64
 	// DroppedIn counts frames that are too short, too long or not for us.
 	DroppedIn atomic.Uint64
-	// DroppedOut counts frames without data that found the queue full, frames that are larger than the socket takes,
+	// DroppedOut counts frames without data that found the queue full, frames that are larger than the guest takes,
 	// and those that were queued when the link ended.
 	DroppedOut atomic.Uint64
 	// Waits counts how often a sender of data had to wait for the guest: back-pressure at work.

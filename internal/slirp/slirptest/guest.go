@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,13 +19,12 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
-
-	"docker-usermode-linux/internal/slirp/link"
 )
 
 const nicID = 1
@@ -32,36 +32,43 @@ const nicID = 1
 // Guest is the fake guest.
 type Guest struct {
 	Stack *stack.Stack
-	Link  *link.Endpoint
+	NIC   *NIC
 
-	addr    netip.Addr
-	running sync.WaitGroup
-	once    sync.Once
+	addr  netip.Addr
+	watch atomic.Pointer[func([]byte)]
+	once  sync.Once
 }
 
 // Config of a Guest.
 type Config struct {
 	Address netip.Prefix
-	MAC     net.HardwareAddr
+	// Address6 is that of IPv6, if it is valid.
+	Address6 netip.Prefix
+	MAC      net.HardwareAddr
 	// MTU in bytes; 0 is 1500.
 	MTU uint32
+	// NIC may change the device before it is connected.
+	NIC func(*NIC)
 }
 
-// New makes a guest at the guest's end of a link. It says nothing before Announce or the first packet, and ends with
-// the test.
-func New(t testing.TB, socket *os.File, c Config) *Guest {
+// New makes a guest at the other end of a link, whose socket has that path. It says nothing before Announce or the
+// first packet, and ends with the test.
+func New(t testing.TB, path string, c Config) *Guest {
 	t.Helper()
-	ep, err := link.New(link.Options{Socket: socket, MTU: c.MTU, Address: tcpip.LinkAddress(c.MAC)})
+	if c.MTU == 0 {
+		c.MTU = 1500
+	}
+	nic, err := Connect(path, c.MAC, c.MTU, c.NIC)
 	if err != nil {
-		t.Fatalf("link.New() = %v", err)
+		t.Fatal(err)
 	}
 	s := stack.New(stack.Options{
-		NetworkProtocols: []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
+		NetworkProtocols: []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{
-			tcp.NewProtocolCUBIC, udp.NewProtocol, icmp.NewProtocol4,
+			tcp.NewProtocolCUBIC, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6,
 		},
 	})
-	g := &Guest{Stack: s, Link: ep, addr: c.Address.Addr()}
+	g := &Guest{Stack: s, NIC: nic, addr: c.Address.Addr()}
 	must := func(err tcpip.Error) {
 		if err != nil {
 			t.Fatalf("set up the fake guest's stack: %s", err)
@@ -70,15 +77,19 @@ func New(t testing.TB, socket *os.File, c Config) *Guest {
 	sack, recovery := tcpip.TCPSACKEnabled(true), tcpip.TCPRecovery(0)
 	must(s.SetTransportProtocolOption(tcp.ProtocolNumber, &sack))
 	must(s.SetTransportProtocolOption(tcp.ProtocolNumber, &recovery))
-	must(s.CreateNIC(nicID, ep))
-	must(s.AddProtocolAddress(nicID, tcpip.ProtocolAddress{
-		Protocol: ipv4.ProtocolNumber,
-		AddressWithPrefix: tcpip.AddressWithPrefix{
-			Address: tcpip.AddrFrom4(c.Address.Addr().As4()), PrefixLen: c.Address.Bits(),
-		},
-	}, stack.AddressProperties{}))
-	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nicID}})
-	g.running.Go(func() { _ = ep.Run() })
+	must(s.CreateNIC(nicID, &tap{nic, g}))
+	for _, p := range []netip.Prefix{c.Address, c.Address6} {
+		if p.IsValid() {
+			must(s.AddProtocolAddress(nicID, tcpip.ProtocolAddress{
+				Protocol:          protocol(p.Addr()),
+				AddressWithPrefix: tcpip.AddressWithPrefix{Address: address(p.Addr()), PrefixLen: p.Bits()},
+			}, stack.AddressProperties{}))
+		}
+	}
+	s.SetRouteTable([]tcpip.Route{
+		{Destination: header.IPv4EmptySubnet, NIC: nicID},
+		{Destination: header.IPv6EmptySubnet, NIC: nicID},
+	})
 	t.Cleanup(g.Close)
 	return g
 }
@@ -86,11 +97,42 @@ func New(t testing.TB, socket *os.File, c Config) *Guest {
 // Close ends the guest: for its host it looks as if the kernel were gone.
 func (g *Guest) Close() {
 	g.once.Do(func() {
-		g.Link.Close()
-		g.running.Wait()
+		g.NIC.Close()
 		g.Stack.Close()
 		g.Stack.Wait()
 	})
+}
+
+// Watch has f called with every IP packet that the guest receives, which f must not keep. The guest's stack gets it
+// afterwards.
+func (g *Guest) Watch(f func(packet []byte)) { g.watch.Store(&f) }
+
+// tap is the guest's link with a look at what arrives.
+type tap struct {
+	*NIC
+	g *Guest
+}
+
+// Attach implements stack.LinkEndpoint.
+func (t *tap) Attach(d stack.NetworkDispatcher) {
+	if d != nil {
+		d = tapped{d, t.g}
+	}
+	t.NIC.Attach(d)
+}
+
+type tapped struct {
+	stack.NetworkDispatcher
+	g *Guest
+}
+
+// DeliverNetworkPacket implements stack.NetworkDispatcher.
+func (t tapped) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
+	if f := t.g.watch.Load(); f != nil && proto != header.ARPProtocolNumber {
+		b, _ := pkt.Data().PullUp(pkt.Data().Size())
+		(*f)(b)
+	}
+	t.NetworkDispatcher.DeliverNetworkPacket(proto, pkt)
 }
 
 // Announce sends a gratuitous ARP, as the real guest does when its NIC comes up.
@@ -102,21 +144,39 @@ func (g *Guest) Announce() {
 // SendARP broadcasts an ARP packet.
 func (g *Guest) SendARP(op header.ARPOp, sender, target [4]byte) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
-		ReserveHeaderBytes: int(g.Link.MaxHeaderLength()) + header.ARPSize,
+		ReserveHeaderBytes: int(g.NIC.MaxHeaderLength()) + header.ARPSize,
 	})
 	defer pkt.DecRef()
 	h := header.ARP(pkt.NetworkHeader().Push(header.ARPSize))
 	h.SetIPv4OverEthernet()
 	h.SetOp(op)
-	copy(h.HardwareAddressSender(), g.Link.LinkAddress())
+	copy(h.HardwareAddressSender(), g.NIC.LinkAddress())
 	copy(h.ProtocolAddressSender(), sender[:])
 	copy(h.ProtocolAddressTarget(), target[:])
 	pkt.NetworkProtocolNumber = arp.ProtocolNumber
+	g.broadcast(pkt)
+}
+
+// SendIP sends an IP packet of either family as it is, past the guest's stack.
+func (g *Guest) SendIP(packet []byte) {
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
+		ReserveHeaderBytes: int(g.NIC.MaxHeaderLength()) + len(packet),
+	})
+	defer pkt.DecRef()
+	copy(pkt.NetworkHeader().Push(len(packet)), packet)
+	pkt.NetworkProtocolNumber = ipv4.ProtocolNumber
+	if packet[0]>>4 == header.IPv6Version {
+		pkt.NetworkProtocolNumber = ipv6.ProtocolNumber
+	}
+	g.broadcast(pkt)
+}
+
+func (g *Guest) broadcast(pkt *stack.PacketBuffer) {
 	pkt.EgressRoute.RemoteLinkAddress = header.EthernetBroadcastAddress
-	g.Link.AddHeader(pkt)
+	g.NIC.AddHeader(pkt)
 	var list stack.PacketBufferList
 	list.PushBack(pkt)
-	_, _ = g.Link.WritePackets(list)
+	_, _ = g.NIC.WritePackets(list)
 }
 
 // Conn is a TCP connection of the guest.
@@ -128,15 +188,30 @@ type Conn struct {
 // Reset closes the connection with a RST.
 func (c *Conn) Reset() { c.ep.Abort() }
 
+// State is netstack's of the guest's end.
+func (c *Conn) State() tcp.EndpointState { return tcp.EndpointState(c.ep.State()) }
+
 // ErrRefused is what DialTCP returns when its SYN is answered with a RST.
 var ErrRefused = errors.New((&tcpip.ErrConnectionRefused{}).String())
 
 // DialTCP connects to an address.
 func (g *Guest) DialTCP(ctx context.Context, to netip.AddrPort) (*Conn, error) {
+	return g.DialTCPFrom(ctx, 0, to)
+}
+
+// DialTCPFrom connects to an address of IPv4 from a port of the guest's; 0 is any, also for IPv6.
+func (g *Guest) DialTCPFrom(ctx context.Context, port uint16, to netip.AddrPort) (*Conn, error) {
 	var wq waiter.Queue
-	ep, terr := g.Stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
+	ep, terr := g.Stack.NewEndpoint(tcp.ProtocolNumber, protocol(to.Addr()), &wq)
 	if terr != nil {
 		return nil, errors.New(terr.String())
+	}
+	if port != 0 {
+		// With the address: netstack would forget to free the port of a socket that gets it only when it connects.
+		if terr = ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: address(g.addr), Port: port}); terr != nil {
+			ep.Close()
+			return nil, errors.New(terr.String())
+		}
 	}
 	entry, connected := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 	wq.EventRegister(&entry)
@@ -168,12 +243,12 @@ type Listener struct {
 	wq *waiter.Queue
 }
 
-// ListenTCP listens on a port of the guest's.
+// ListenTCP listens on a port of the guest's, for both families.
 func (g *Guest) ListenTCP(port uint16) (*Listener, error) {
 	var wq waiter.Queue
-	ep, err := g.Stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
+	ep, err := g.Stack.NewEndpoint(tcp.ProtocolNumber, ipv6.ProtocolNumber, &wq)
 	if err == nil {
-		if err = ep.Bind(full(netip.AddrPortFrom(g.addr, port))); err == nil {
+		if err = ep.Bind(tcpip.FullAddress{NIC: nicID, Port: port}); err == nil {
 			err = ep.Listen(1024)
 		}
 	}
@@ -207,10 +282,9 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// ListenUDP opens a UDP socket on a port of the guest's; 0 takes any.
+// ListenUDP opens a UDP socket for both families on a port of the guest's; 0 takes any.
 func (g *Guest) ListenUDP(port uint16) (*gonet.UDPConn, error) {
-	local := full(netip.AddrPortFrom(g.addr, port))
-	return gonet.DialUDP(g.Stack, &local, nil, ipv4.ProtocolNumber)
+	return gonet.DialUDP(g.Stack, &tcpip.FullAddress{NIC: nicID, Port: port}, nil, ipv6.ProtocolNumber)
 }
 
 // ListenUDPAny opens a UDP socket that is bound to a port but to no address, and may broadcast, as a DHCP client does.
@@ -230,8 +304,12 @@ func (g *Guest) ListenUDPAny(port uint16) (*gonet.UDPConn, error) {
 
 // Ping sends an echo request and returns the answer's payload. It fails when no answer comes in time.
 func (g *Guest) Ping(to netip.Addr, payload []byte, timeout time.Duration) ([]byte, error) {
+	transport, echo, reply := icmp.ProtocolNumber4, uint8(header.ICMPv4Echo), uint8(header.ICMPv4EchoReply)
+	if to.Is6() {
+		transport, echo, reply = icmp.ProtocolNumber6, uint8(header.ICMPv6EchoRequest), uint8(header.ICMPv6EchoReply)
+	}
 	var wq waiter.Queue
-	ep, terr := g.Stack.NewEndpoint(icmp.ProtocolNumber4, ipv4.ProtocolNumber, &wq)
+	ep, terr := g.Stack.NewEndpoint(transport, protocol(to), &wq)
 	if terr != nil {
 		return nil, errors.New(terr.String())
 	}
@@ -243,12 +321,7 @@ func (g *Guest) Ping(to netip.Addr, payload []byte, timeout time.Duration) ([]by
 	if err := ep.Connect(addr); err != nil {
 		return nil, errors.New(err.String())
 	}
-	msg := make([]byte, header.ICMPv4MinimumSize+len(payload))
-	h := header.ICMPv4(msg)
-	h.SetType(header.ICMPv4Echo)
-	h.SetSequence(1)
-	copy(msg[header.ICMPv4MinimumSize:], payload)
-	h.SetChecksum(header.ICMPv4Checksum(h, 0))
+	msg := append([]byte{echo, 0, 0, 0, 0, 0, 0, 1}, payload...) // the stack sets checksum and identifier
 	if _, err := ep.Write(&reader{msg}, tcpip.WriteOptions{}); err != nil {
 		return nil, errors.New(err.String())
 	}
@@ -258,9 +331,8 @@ func (g *Guest) Ping(to netip.Addr, payload []byte, timeout time.Duration) ([]by
 		_, err := ep.Read(&buf, tcpip.ReadOptions{})
 		switch err.(type) {
 		case nil:
-			h := header.ICMPv4(buf.b)
-			if h.Type() != header.ICMPv4EchoReply {
-				return nil, fmt.Errorf("ping answered with ICMP type %d code %d", h.Type(), h.Code())
+			if buf.b[0] != reply {
+				return nil, fmt.Errorf("ping answered with ICMP type %d code %d", buf.b[0], buf.b[1])
 			}
 			return buf.b[header.ICMPv4MinimumSize:], nil
 		case *tcpip.ErrWouldBlock:
@@ -296,5 +368,14 @@ func (w *writer) Write(p []byte) (int, error) {
 }
 
 func full(a netip.AddrPort) tcpip.FullAddress {
-	return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFrom4(a.Addr().As4()), Port: a.Port()}
+	return tcpip.FullAddress{NIC: nicID, Addr: address(a.Addr()), Port: a.Port()}
+}
+
+func address(a netip.Addr) tcpip.Address { return tcpip.AddrFromSlice(a.AsSlice()) }
+
+func protocol(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is4() {
+		return ipv4.ProtocolNumber
+	}
+	return ipv6.ProtocolNumber
 }

@@ -1,0 +1,140 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"docker-usermode-linux/internal/agent"
+	"docker-usermode-linux/internal/vport"
+)
+
+// agentGrace is how long a command waits for the agent of a guest that boots.
+const agentGrace = 30 * time.Second
+
+// errNoAgent says that there is nobody in the guest to ask.
+var errNoAgent = errors.New("the guest's agent is not there: the guest has not booted so far, or it was ended")
+
+// agentLink is the way to the guest's agent: a port of the guest, and the connection over it whenever the agent has it
+// open.
+type agentLink struct {
+	port *vport.Port
+	path string
+	log  zerolog.Logger
+
+	mu sync.Mutex
+	// client is nil while there is no agent.
+	client *agent.Client // guarded by mu
+	// changed is closed when client changes.
+	changed chan struct{} // guarded by mu
+}
+
+// openAgentLink makes the port, whose socket is in dir. run serves it.
+func openAgentLink(dir string, log zerolog.Logger) (*agentLink, error) {
+	l := &agentLink{path: filepath.Join(dir, "agent"), log: log, changed: make(chan struct{})}
+	var err error
+	if l.port, err = vport.New(vport.Options{Path: l.path, Name: agent.PortName}); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// run serves the port until ctx ends or the guest is gone.
+func (l *agentLink) run(ctx context.Context) {
+	defer context.AfterFunc(ctx, l.port.Close)()
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	serving.Go(func() {
+		if err := l.port.Run(); err != nil {
+			l.log.Error().Err(err).Msg("the way to the guest's agent failed; the guest goes on without")
+		}
+	})
+	for {
+		conn, err := l.port.Accept()
+		if err != nil {
+			return
+		}
+		l.serve(ctx, conn)
+	}
+}
+
+// serve uses one connection of the agent's until it ends.
+func (l *agentLink) serve(ctx context.Context, conn net.Conn) {
+	client, err := agent.Dial(ctx, conn)
+	if err != nil {
+		l.log.Debug().Err(err).Msg("no agreement with the guest's agent")
+		return
+	}
+	l.set(client)
+	_ = client.Wait() // it ends with the port
+	l.set(nil)
+}
+
+func (l *agentLink) set(client *agent.Client) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.client = client
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// current returns the client, or nil, and what is closed when that changes.
+func (l *agentLink) current() (*agent.Client, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.client, l.changed
+}
+
+// wait returns the client as soon as there is one, but no later than agentGrace or the end of ctx.
+func (l *agentLink) wait(ctx context.Context) (*agent.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, agentGrace)
+	defer cancel()
+	for {
+		client, changed := l.current()
+		if client != nil {
+			return client, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, errNoAgent
+		}
+	}
+}
+
+// call asks the agent that is there now.
+func (l *agentLink) call(ctx context.Context, name string, request, answer any) error {
+	client, _ := l.current()
+	if client == nil {
+		return errNoAgent
+	}
+	return client.Call(ctx, name, request, answer)
+}
+
+// close ends run.
+func (l *agentLink) close() { l.port.Close() }
+
+// serveExec passes clients of the socket on to the agent, until ctx ends. What it starts counts as running.
+func (l *agentLink) serveExec(ctx context.Context, running *sync.WaitGroup, socket net.Listener) {
+	defer context.AfterFunc(ctx, func() { _ = socket.Close() })()
+	for {
+		conn, err := socket.Accept()
+		if err != nil {
+			if ctx.Err() == nil {
+				l.log.Error().Err(err).Msg("commands cannot be run in the guest any more")
+			}
+			return
+		}
+		running.Go(func() {
+			upstream := func() (*agent.Client, error) { return l.wait(ctx) }
+			if err := agent.Proxy(ctx, conn, upstream); err != nil {
+				l.log.Debug().Err(err).Msg("a client of the guest's agent ended")
+			}
+		})
+	}
+}
