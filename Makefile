@@ -3,7 +3,7 @@ IMAGE      ?= docker-usermode-linux
 BASE_IMAGE ?= debian:trixie-slim
 # What the guest has as its /: debian, the recipe in rootfs/, or the name of any image.
 USERLAND   ?= debian
-FUZZTIME   ?= 3s
+FUZZTIME   ?= 1s
 # Time for the whole of `go test`, and where `make run` publishes the guest's SSH server.
 TIMEOUT    ?= 20m
 # Of the network's benchmark: seconds for each measurement, how often each is made, FORCE=1 for a busy machine.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -26,6 +27,8 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	// Commands inherit an ignored SIGHUP, as nohup has it, and a shell cannot trap that.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
 	goleak.VerifyTestMain(m)
 }
 

@@ -66,10 +66,10 @@ func TestPackages(t *testing.T) {
 	})
 }
 
-// TestTransfer sends 1 GiB through the forwarded port in both directions.
+// TestTransfer sends 256 MiB through the forwarded port in both directions.
 func TestTransfer(t *testing.T) {
 	t.Parallel()
-	const size = 1 << 30
+	const size = 256 << 20
 	c := start(t, "-p", "127.0.0.1::22")
 	client := c.ssh()
 	block := make([]byte, 1<<20)
