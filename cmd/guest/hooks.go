@@ -132,13 +132,13 @@ func (h *hookTree) run(stage boot.Stage, env []string) (err error) {
 		return fmt.Errorf("run hooks: mount %s: %w", h.mount, err)
 	}
 	defer func() { _ = unix.Unmount(h.mount, unix.MNT_DETACH) }()
-	return runHooks(path.Join(h.mount, string(stage)), env)
+	return runHooks(path.Join(h.mount, string(stage)), env, stage == boot.StageStop)
 }
 
 // runHooks runs the scripts in a directory, one after the other in lexical order, as root at / with the console as their
-// output. The first one that fails is the last: the error is an exitError with its exit code. A directory that does not
-// exist has none.
-func runHooks(dir string, env []string) error {
+// output. The first one that fails is the last, unless all are to run; an error has an exitError with its exit code. A
+// directory that does not exist has none.
+func runHooks(dir string, env []string, all bool) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -146,12 +146,16 @@ func runHooks(dir string, env []string) error {
 	if err != nil {
 		return fmt.Errorf("run hooks: %w", err)
 	}
+	var failed []error
 	for _, entry := range entries {
 		if err := runHook(path.Join(dir, entry.Name()), env); err != nil {
-			return err
+			if !all {
+				return err
+			}
+			failed = append(failed, err)
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // runHook runs one script by its #!, and without one by /bin/sh, as run-parts and a shell would.

@@ -56,7 +56,7 @@ func TestRunHooks(t *testing.T) {
 			for name, script := range test.hooks {
 				writeHook(t, filepath.Join(dir, name), script)
 			}
-			err := runHooks(dir, []string{"OUT=" + out, defaultPath})
+			err := runHooks(dir, []string{"OUT=" + out, defaultPath}, false)
 			if data, _ := os.ReadFile(out); string(data) != test.out {
 				t.Errorf("the hooks wrote %q, want %q", data, test.out)
 			}
@@ -70,8 +70,23 @@ func TestRunHooks(t *testing.T) {
 			}
 		})
 	}
-	if err := runHooks("/does/not/exist", nil); err != nil {
+	if err := runHooks("/does/not/exist", nil, false); err != nil {
 		t.Errorf("runHooks without a directory = %v", err)
+	}
+}
+
+// TestRunAllHooks checks that at the stop those behind one that fails run, too: they may have data to save.
+func TestRunAllHooks(t *testing.T) {
+	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "out")
+	for name, script := range map[string]string{"a": "exit 3", "b": "echo b >>$OUT", "c": "exit 4", "d": "echo d >>$OUT"} {
+		writeHook(t, filepath.Join(dir, name), script)
+	}
+	err := runHooks(dir, []string{"OUT=" + out, defaultPath}, true)
+	if want := "hook a: exit status 3\nhook c: exit status 4"; err == nil || err.Error() != want {
+		t.Errorf("runHooks() = %v, want %q", err, want)
+	}
+	if data, _ := os.ReadFile(out); string(data) != "b\nd\n" {
+		t.Errorf("the hooks wrote %q, want those behind the failures as well", data)
 	}
 }
 

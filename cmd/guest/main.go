@@ -34,6 +34,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -165,7 +166,7 @@ func takeSettings() (boot.Settings, error) {
 
 // note tells the user of something that the boot goes on without.
 func note(err error) {
-	fmt.Fprintf(os.Stderr, "guest: %v\n", err)
+	fmt.Fprintf(os.Stderr, "guest: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nguest: "))
 }
 
 // noteErr is note for an error that may be nil; format wraps it.
