@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +36,7 @@ func stay(shell string, signals <-chan os.Signal) error {
 		}
 	}
 	for {
-		if status, ok := reap(console); ok {
+		if status, ok, _ := reap(console); ok {
 			noteErr("set exit code: %w", setExitCode(exitCode(status)))
 			break
 		}
@@ -43,7 +44,7 @@ func stay(shell string, signals <-chan os.Signal) error {
 			break
 		}
 	}
-	endProcesses()
+	endChildren(signals)
 	unix.Sync()
 	remountReadOnly()
 	return fmt.Errorf("power off: %w", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF))
@@ -56,15 +57,33 @@ func ownSignals() <-chan os.Signal {
 	return signals
 }
 
-// reap takes all processes that have ended, and reports whether the one with the number console was among them.
-func reap(console int) (status unix.WaitStatus, ok bool) {
+// endChildren is endProcesses for process 1, which hears of each end and so need not look.
+func endChildren(signals <-chan os.Signal) {
+	_ = unix.Kill(-1, unix.SIGTERM) // fails if there are none
+	_ = unix.Kill(-1, unix.SIGCONT)
+	for grace := time.After(killGrace); ; {
+		if _, _, alone := reap(0); alone {
+			return
+		}
+		select {
+		case <-signals:
+		case <-grace:
+			_ = unix.Kill(-1, unix.SIGKILL)
+			return
+		}
+	}
+}
+
+// reap takes all processes that have ended, and reports whether the one with the number console was among them, and
+// whether none is left: of process 1 all are children in the end.
+func reap(console int) (status unix.WaitStatus, ok, alone bool) {
 	for {
 		var ws unix.WaitStatus
 		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil || pid == 0:
-			return status, ok
+			return status, ok, errors.Is(err, unix.ECHILD)
 		case pid == console && console != 0:
 			status, ok = ws, true
 		}
