@@ -25,6 +25,7 @@ var imports = map[string][]string{
 	"internal/config":    {},
 	"internal/control":   {},
 	"internal/mconsole":  {},
+	"internal/netnstest": {},
 	"internal/pid1":      {},
 	"internal/rootfs":    {"internal/boot"},
 	"internal/slirp":     {"internal/slirp/dhcp", "internal/slirp/dns", "internal/slirp/link"},

@@ -5,51 +5,20 @@ package main
 import (
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"docker-usermode-linux/internal/boot"
+	"docker-usermode-linux/internal/netnstest"
 )
-
-// namespaceEnv is set in the process that inNamespace starts.
-const namespaceEnv = "GUEST_TEST_NAMESPACE"
-
-// inNamespace runs the calling test once more, in a process with a network namespace of its own, and reports true
-// there. It skips where namespaces are not to be had.
-func inNamespace(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv(namespaceEnv) != "" {
-		return true
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), namespaceEnv+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-	}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case err != nil && cmd.ProcessState == nil:
-		t.Skipf("no network namespace to be had: %v", err)
-	case err == nil && strings.Contains(string(out), "--- SKIP: "+t.Name()):
-		t.Skipf("in a namespace of its own:\n%s", out)
-	case err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()):
-		t.Errorf("in a namespace of its own: %v\n%s", err, out)
-	}
-	return false
-}
 
 // TestConfigureWithoutIPv6 checks that a guest without IPv6 (ipv6.disable_ipv6=1) still gets IPv4, and one with it both.
 func TestConfigureWithoutIPv6(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Inside(t) {
 		return
 	}
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)

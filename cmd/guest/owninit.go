@@ -44,7 +44,7 @@ func stay(shell string, signals <-chan os.Signal) error {
 			break
 		}
 	}
-	endChildren(signals)
+	endProcesses(func(grace <-chan time.Time) { reapAll(signals, grace) })
 	unix.Sync()
 	remountReadOnly()
 	return fmt.Errorf("power off: %w", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF))
@@ -57,18 +57,15 @@ func ownSignals() <-chan os.Signal {
 	return signals
 }
 
-// endChildren is endProcesses for process 1, which hears of each end and so need not look.
-func endChildren(signals <-chan os.Signal) {
-	_ = unix.Kill(-1, unix.SIGTERM) // fails if there are none
-	_ = unix.Kill(-1, unix.SIGCONT)
-	for grace := time.After(killGrace); ; {
+// reapAll is waitForOthers for process 1, which hears of each end and so need not look.
+func reapAll(signals <-chan os.Signal, grace <-chan time.Time) {
+	for {
 		if _, _, alone := reap(0); alone {
 			return
 		}
 		select {
 		case <-signals:
 		case <-grace:
-			_ = unix.Kill(-1, unix.SIGKILL)
 			return
 		}
 	}

@@ -21,6 +21,8 @@ import (
 const (
 	// killGrace is how long processes may take to end once they are told to.
 	killGrace = 2 * time.Second
+	// othersPoll is how often they are looked at then.
+	othersPoll = 10 * time.Millisecond
 	// readyPoll is how often an init that was just started is looked at.
 	readyPoll = 10 * time.Millisecond
 )
@@ -169,21 +171,31 @@ func (system initSystem) powerOff() (agent.PowerOff, error) {
 
 // endGuest ends all processes but the agent and process 1, and then the kernel.
 func endGuest() {
-	endProcesses()
+	endProcesses(waitForOthers)
 	unix.Sync()
 	remountReadOnly()
 	err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	note(fmt.Errorf("power off: %w", err))
 }
 
-// endProcesses tells all processes but this one and process 1 to end, and kills those that do not.
-func endProcesses() {
+// endProcesses tells all processes but this one and process 1 to end, waits until they have or their grace is over, and
+// kills the rest.
+func endProcesses(wait func(grace <-chan time.Time)) {
 	_ = unix.Kill(-1, unix.SIGTERM) // fails if there are none
 	_ = unix.Kill(-1, unix.SIGCONT)
-	for deadline := time.Now().Add(killGrace); othersRun() && time.Now().Before(deadline); {
-		time.Sleep(10 * time.Millisecond)
-	}
+	wait(time.After(killGrace))
 	_ = unix.Kill(-1, unix.SIGKILL)
+}
+
+// waitForOthers returns when none but process 1 and this one are left, or the grace is over.
+func waitForOthers(grace <-chan time.Time) {
+	for othersRun() {
+		select {
+		case <-time.After(othersPoll):
+		case <-grace:
+			return
+		}
+	}
 }
 
 // othersRun says whether there is a process of a program besides process 1 and this one.

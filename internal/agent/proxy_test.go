@@ -113,17 +113,7 @@ func TestProxyUpstreamDies(t *testing.T) {
 	a, b := socketPair(t)
 	g := newGuest(t, ServerOptions{}, a, b)
 	c := proxied(t, func() (*Client, error) { return g.Client, nil })
-	var out buffer
-	result := make(chan error, 1)
-	go func() {
-		_, err := c.Run(t.Context(), sh("echo ready; cat"), Streams{Stdin: neverReader(t), Stdout: &out})
-		result <- err
-	}()
-	eventually(t, "the command runs", func() bool { return out.String() == "ready\n" })
-	a.Close()
-	if err := <-result; !errors.Is(err, ErrGone) {
-		t.Errorf("Run = %v, want %v", err, ErrGone)
-	}
+	runUntilGone(t, c, a)
 	if _, err := c.Run(t.Context(), sh("true"), Streams{}); err == nil || err.Error() != ErrGone.Error() {
 		t.Errorf("Run afterwards = %v, want %v", err, ErrGone)
 	}

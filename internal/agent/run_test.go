@@ -347,6 +347,19 @@ func TestTerminalEOF(t *testing.T) {
 func TestAgentDies(t *testing.T) {
 	a, b := socketPair(t)
 	c := newGuest(t, ServerOptions{}, a, b)
+	runUntilGone(t, c.Client, a)
+	<-c.Done()
+	if code, err := c.Run(t.Context(), sh("true"), Streams{}); !errors.Is(err, ErrGone) || code != 125 {
+		t.Errorf("Run afterwards = %d, %v, want 125, %v", code, err, ErrGone)
+	}
+	if err := c.Call(t.Context(), "x", nil, nil); !errors.Is(err, ErrGone) {
+		t.Errorf("Call afterwards = %v, want %v", err, ErrGone)
+	}
+}
+
+// runUntilGone has c run a command, and kills the agent's connection below it.
+func runUntilGone(t *testing.T, c *Client, below io.Closer) {
+	t.Helper()
 	var out buffer
 	result := make(chan error, 1)
 	go func() {
@@ -354,16 +367,9 @@ func TestAgentDies(t *testing.T) {
 		result <- err
 	}()
 	eventually(t, "the command runs", func() bool { return out.String() == "ready\n" })
-	a.Close()
+	below.Close()
 	if err := <-result; !errors.Is(err, ErrGone) {
 		t.Errorf("Run = %v, want %v", err, ErrGone)
-	}
-	<-c.Done()
-	if code, err := c.Run(t.Context(), sh("true"), Streams{}); !errors.Is(err, ErrGone) || code != 125 {
-		t.Errorf("Run afterwards = %d, %v, want 125, %v", code, err, ErrGone)
-	}
-	if err := c.Call(t.Context(), "x", nil, nil); !errors.Is(err, ErrGone) {
-		t.Errorf("Call afterwards = %v, want %v", err, ErrGone)
 	}
 }
 

@@ -64,15 +64,8 @@ func fromHost(t *testing.T, to netip.AddrPort, l *slirptest.Listener) (guest *sl
 	if err != nil {
 		t.Fatal(err)
 	}
-	guest = within(t, "Accept in the guest", func() *slirptest.Conn {
-		g, err := l.Accept()
-		if err != nil {
-			t.Errorf("Accept() = %v", err)
-		}
-		return g
-	})
-	t.Cleanup(func() { guest.Close(); c.Close() })
-	return guest, c.(*net.TCPConn)
+	t.Cleanup(func() { c.Close() })
+	return accept(t, l), c.(*net.TCPConn)
 }
 
 // TestBadLinkTransfer moves data both ways at once over links that lose, reorder and are slow. The ends of the data come

@@ -83,19 +83,6 @@ func guestTCP(t testing.TB, b *bridge, addr netip.AddrPort) net.Listener {
 	return l
 }
 
-func accept(t testing.TB, l net.Listener) net.Conn {
-	t.Helper()
-	c := within(t, "Accept in the guest", func() net.Conn {
-		c, err := l.Accept()
-		if err != nil {
-			t.Errorf("Accept() = %v", err)
-		}
-		return c
-	})
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
 // connectAs makes a connection to a forwarded port as if it came from client. It returns the client's end.
 func connectAs(t testing.TB, b *bridge, f *forward, client string) *net.TCPConn {
 	t.Helper()

@@ -242,15 +242,20 @@ func hostToGuest(t testing.TB) (b *bridge, guest *slirptest.Conn, host *net.TCPC
 	if err != nil {
 		t.Fatal(err)
 	}
-	guest = within(t, "Accept in the guest", func() *slirptest.Conn {
-		g, err := l.Accept()
-		if err != nil {
-			t.Errorf("Accept() = %v", err)
-		}
-		return g
-	})
-	t.Cleanup(func() { guest.Close(); c.Close(); l.Close() })
-	return b, guest, c.(*net.TCPConn)
+	t.Cleanup(func() { c.Close(); l.Close() })
+	return b, accept(t, l), c.(*net.TCPConn)
+}
+
+// accept takes the next connection of a listener of either end. It is closed at the test's end.
+func accept[C io.Closer](t testing.TB, l interface{ Accept() (C, error) }) C {
+	t.Helper()
+	var err error
+	c := within(t, "Accept", func() (c C) { c, err = l.Accept(); return c })
+	if err != nil {
+		t.Fatalf("Accept() = %v", err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
 }
 
 // expectRead checks that exactly want arrives next.

@@ -5,10 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -16,40 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"docker-usermode-linux/internal/netnstest"
 	"docker-usermode-linux/internal/slirp/slirptest"
 )
 
-// namespaceEnv is set in the process that inNamespace starts.
-const namespaceEnv = "SLIRP_TEST_NAMESPACE"
-
-// inNamespace runs the calling test once more, in a process with a network namespace of its own that has ping sockets,
-// a loopback and nothing else, and reports true there. It skips where namespaces are not to be had.
+// inNamespace is netnstest.Inside with ping sockets and the loopback up.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(namespaceEnv) != "" {
-		sysctl(t, "net/ipv4/ping_group_range", "0 0")
-		linkUp(t, "lo")
-		return true
+	if !netnstest.Inside(t) {
+		return false
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), namespaceEnv+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-	}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case err != nil && cmd.ProcessState == nil:
-		t.Skipf("no network namespace to be had: %v", err)
-	case err == nil && strings.Contains(string(out), "--- SKIP: "+t.Name()):
-		t.Skipf("in a namespace of its own:\n%s", out)
-	case err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()):
-		t.Errorf("in a namespace of its own: %v\n%s", err, out)
-	default:
-		t.Logf("in a namespace of its own:\n%s", out)
-	}
-	return false
+	sysctl(t, "net/ipv4/ping_group_range", "0 0")
+	linkUp(t, "lo")
+	return true
 }
 
 func sysctl(t testing.TB, name, value string) {

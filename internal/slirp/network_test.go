@@ -15,8 +15,6 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/rs/zerolog"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-
-	"docker-usermode-linux/internal/slirp/slirptest"
 )
 
 // TestForwardErrors checks that all ports that cannot be bound are named at once, with the reason.
@@ -116,14 +114,7 @@ func TestForwardBeforeGuestIsUp(t *testing.T) {
 		t.Errorf("%d frames were sent to a guest that is not up", got)
 	}
 	b.guest.Announce()
-	g := within(t, "Accept", func() *slirptest.Conn {
-		g, err := l.Accept()
-		if err != nil {
-			t.Error(err)
-		}
-		return g
-	})
-	defer g.Close()
+	g := accept(t, l)
 	fmt.Fprint(g, "SSH-2.0-hello")
 	expectRead(t, c, "SSH-2.0-hello")
 	if got := b.stack.Stats().TCP.Retransmits.Value(); got != 0 {
@@ -156,14 +147,7 @@ func TestForwardBeforeServerIsUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	g := within(t, "Accept", func() *slirptest.Conn {
-		g, err := l.Accept()
-		if err != nil {
-			t.Error(err)
-		}
-		return g
-	})
-	defer g.Close()
+	g := accept(t, l)
 	fmt.Fprint(g, "SSH-2.0-hello")
 	expectRead(t, c, "SSH-2.0-hello")
 }

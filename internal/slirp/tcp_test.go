@@ -281,13 +281,7 @@ func testTCPHalfOpenScan(t *testing.T) {
 		for range 20 {
 			// The fake guest's stack knows nothing of this SYN, so it answers the SYN/ACK with a reset.
 			b.guest.SendIP(synPacket(from, to))
-			host := within(t, "Accept", func() net.Conn {
-				c, err := l.Accept()
-				if err != nil {
-					t.Error(err)
-				}
-				return c
-			})
+			host := accept(t, l)
 			err := within(t, "Read", func() error { _, err := host.Read(make([]byte, 1)); return err })
 			if !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("host.Read() = %v, want ECONNRESET", err)
