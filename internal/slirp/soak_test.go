@@ -65,6 +65,21 @@ func held(t testing.TB) (h holdings) {
 	return holdings{runtime.NumGoroutine(), len(files), m.HeapAlloc}
 }
 
+// soakInRounds has round make soakBatch flows at a time, of which the first has that number. Nothing may be dropped, nor
+// be held afterwards that was not held after the first round.
+func soakInRounds(t *testing.T, b *bridge, round func(first int)) {
+	t.Helper()
+	round(0)
+	before := held(t)
+	for first := soakBatch; first < soakCount(t); first += soakBatch {
+		round(first)
+	}
+	if got := b.Inspect().Drops; got != 0 {
+		t.Errorf("%d drops, want none", got)
+	}
+	expectBack(t, before)
+}
+
 // expectBack waits until as much is held as before. A map or a pool that has grown may keep some memory, a flow that
 // leaks would keep more: its splice alone has two stacks, and there are thousands.
 func expectBack(t testing.TB, before holdings) {
@@ -244,15 +259,7 @@ func TestSoakUDP(t *testing.T) {
 			return b.Snapshot().LiveUDP == 0
 		})
 	}
-	round(0)
-	before := held(t)
-	for first := soakBatch; first < soakCount(t); first += soakBatch {
-		round(first)
-	}
-	if got := b.Inspect().Drops; got != 0 {
-		t.Errorf("%d drops, want none", got)
-	}
-	expectBack(t, before)
+	soakInRounds(t, b, round)
 }
 
 // TestSoakUDPForwarded has many clients of a forwarded UDP port, each with an address of its own.
@@ -309,13 +316,5 @@ func TestSoakUDPForwarded(t *testing.T) {
 			t.Errorf("%d flows live, want none", got)
 		}
 	}
-	round(0)
-	before := held(t)
-	for first := soakBatch; first < soakCount(t); first += soakBatch {
-		round(first)
-	}
-	if got := b.Inspect().Drops; got != 0 {
-		t.Errorf("%d drops, want none", got)
-	}
-	expectBack(t, before)
+	soakInRounds(t, b, round)
 }

@@ -1,7 +1,6 @@
 package dhcp
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -177,19 +176,7 @@ func testLongSearchList6(t *testing.T) {
 }
 
 func TestServe6(t *testing.T) {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- newServer6().Serve(ctx, conn) }()
-	c, err := net.Dial("udp", conn.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.Write([]byte("noise"))
+	c, end := serveNoise(t, newServer6().Serve)
 	m := message6(t, dhcpv6.MessageTypeInformationRequest)
 	c.Write(m.ToBytes())
 	c.SetReadDeadline(time.Now().Add(time.Minute))
@@ -198,15 +185,7 @@ func TestServe6(t *testing.T) {
 	if err != nil || !slices.Equal(buf[1:4], m.TransactionID[:]) {
 		t.Errorf("answer %x, %v", buf[:n], err)
 	}
-	cancel()
-	select {
-	case err := <-done:
-		if err != nil {
-			t.Errorf("Serve() = %v", err)
-		}
-	case <-time.After(time.Minute):
-		t.Fatal("Serve() does not return")
-	}
+	end()
 }
 
 func FuzzAnswer6(f *testing.F) {

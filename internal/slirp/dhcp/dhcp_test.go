@@ -163,27 +163,38 @@ func testLongSearchList(t *testing.T) {
 }
 
 func TestServe(t *testing.T) {
+	_, end := serveNoise(t, newServer().Serve)
+	end()
+}
+
+// serveNoise runs a server, and returns a client of it that has sent what is no message, and a function that ends the
+// server and checks that this is no error.
+func serveNoise(t *testing.T, serve func(context.Context, net.PacketConn) error) (c net.Conn, end func()) {
+	t.Helper()
 	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() { done <- newServer().Serve(ctx, conn) }()
-	c, err := net.Dial("udp4", conn.LocalAddr().String())
+	go func() { done <- serve(ctx, conn) }()
+	c, err = net.Dial("udp4", conn.LocalAddr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
 	c.Write([]byte("noise"))
-	cancel()
-	select {
-	case err := <-done:
-		if err != nil {
-			t.Errorf("Serve() = %v", err)
+	return c, func() {
+		t.Helper()
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Serve() = %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("Serve() does not return")
 		}
-	case <-time.After(time.Minute):
-		t.Fatal("Serve() does not return")
 	}
 }
 
