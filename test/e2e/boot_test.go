@@ -37,6 +37,7 @@ func sshCommand(t *testing.T, c *container, stdin string, command ...string) (st
 
 // TestSSH is what the README promises: run the image, log in with OpenSSH's client, find a whole system.
 func TestSSH(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-p", "127.0.0.1::22", "-e", "MEM=512M", "--hostname", "tester")
 	client := c.ssh()
 
@@ -96,6 +97,7 @@ func TestHostKeys(t *testing.T) {
 }
 
 func TestAuthorizedKeys(t *testing.T) {
+	t.Parallel()
 	signer, line := newKey(t)
 	c := start(t, "-p", "127.0.0.1::22", "-e", "SSH_AUTHORIZED_KEYS="+line)
 	client := c.ssh(publicKey(signer))
@@ -111,6 +113,7 @@ func TestAuthorizedKeys(t *testing.T) {
 }
 
 func TestRootPassword(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-p", "127.0.0.1::22", "-e", "ROOT_PASSWORD=other than that")
 	c.ssh(passwordAuth("other than that"))
 	if _, err := c.trySSH(passwordAuth(password)); err == nil {
@@ -123,6 +126,7 @@ func TestRootPassword(t *testing.T) {
 
 // TestQueries are the arguments that print something about the kernel.
 func TestQueries(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ arg, want string }{
 		{"--help", "User Mode Linux v7.2"},
 		{"--version", "7.2."},
@@ -136,6 +140,7 @@ func TestQueries(t *testing.T) {
 }
 
 func TestRawArguments(t *testing.T) {
+	t.Parallel()
 	script := "cat /proc/cmdline; sed -n 's/MemTotal: *//p' /proc/meminfo; ls /etc/debian_version; " +
 		"mkdir -p /x; sync; echo o > /proc/sysrq-trigger; sleep 60\n"
 	stdout, stderr, code := run(t, script, "--", "quiet", "mem=128M", "init=/bin/sh")
@@ -157,6 +162,7 @@ func TestRawArguments(t *testing.T) {
 }
 
 func TestBadEnvironment(t *testing.T) {
+	t.Parallel()
 	stdout, stderr, code := run(t, "", "-e", "MEM=abc", "-e", "PORTS=99999")
 	lines := strings.Split(strings.TrimSpace(stderr), "\n")
 	if code != 2 || stdout != "" || len(lines) != 2 {
@@ -171,12 +177,14 @@ func TestBadEnvironment(t *testing.T) {
 
 // TestMemoryLimit runs where the guest's RAM does not fit.
 func TestMemoryLimit(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-m", "128m", "-e", "MEM=256M")
 	c.waitLog("does not fit into the container's memory limit")
 }
 
 // TestReadOnlyContainer runs in a container that cannot write anywhere.
 func TestReadOnlyContainer(t *testing.T) {
+	t.Parallel()
 	stdout, stderr, code := run(t, "mount; echo o > /proc/sysrq-trigger; sleep 60\n", "--read-only", "--",
 		"quiet", "init=/bin/sh")
 	if code != 0 || !strings.Contains(stdout, "hostfs on / type hostfs") {
@@ -186,6 +194,7 @@ func TestReadOnlyContainer(t *testing.T) {
 
 // TestBootOrder asserts nothing but order: the figures are for the reader of the log (make bench has the real ones).
 func TestBootOrder(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-p", "127.0.0.1::22", "-e", "LOG_LEVEL=debug")
 	began := time.Now()
 	c.ssh()

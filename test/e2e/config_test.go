@@ -27,6 +27,7 @@ func mountFiles(t *testing.T, at string, files map[string]string) (option string
 
 // TestSecretFiles logs in with a password and with a key from mounted files; neither shows anywhere.
 func TestSecretFiles(t *testing.T) {
+	t.Parallel()
 	signer, line := newKey(t)
 	secrets := mountFiles(t, "/run/secrets", map[string]string{"password": "from a file\n", "keys": "# mine\n" + line + "\n"})
 	c := start(t, "-p", "127.0.0.1::22", "-v", secrets, "-e", "ROOT_PASSWORD_FILE=/run/secrets/password",
@@ -45,6 +46,7 @@ func TestSecretFiles(t *testing.T) {
 }
 
 func TestSecretFileProblems(t *testing.T) {
+	t.Parallel()
 	secrets := mountFiles(t, "/run/secrets", map[string]string{"password": "geheim\nund so\n"})
 	stdout, stderr, code := run(t, "", "-v", secrets, "-e", "ROOT_PASSWORD_FILE=/run/secrets/password",
 		"-e", "SSH_AUTHORIZED_KEYS=x", "-e", "SSH_AUTHORIZED_KEYS_FILE=/run/secrets/keys", "-e", "STOP_TIMEOUT=2h", "-e", "HOOKS=/none")
@@ -55,6 +57,7 @@ func TestSecretFileProblems(t *testing.T) {
 
 // TestHooks has the guest's init find what hooks did before it, over the network too, and nothing of the hooks themselves.
 func TestHooks(t *testing.T) {
+	t.Parallel()
 	hooks := mountFiles(t, "/docker-entrypoint.d", map[string]string{
 		"10-first.sh":  "#!/bin/sh -e\necho first >/root/order; env >/root/env; cat /proc/1/comm >/root/init\n",
 		"20-second.sh": "set -e\ncd \"$(dirname \"$0\")\" && ls -1 >>/root/order\nping -c 1 -W 10 10.0.2.2 >/root/ping\n",
@@ -84,6 +87,7 @@ func TestHooks(t *testing.T) {
 
 // TestHookFails ends the container with the exit code of a hook; what comes after it does not run.
 func TestHookFails(t *testing.T) {
+	t.Parallel()
 	for script, want := range map[string]struct {
 		code int
 		log  string
@@ -102,6 +106,7 @@ func TestHookFails(t *testing.T) {
 
 // TestQuiet has docker logs show what someone has to know, and nothing of a boot that goes well.
 func TestQuiet(t *testing.T) {
+	t.Parallel()
 	c := start(t)
 	c.waitLog(greeting)
 	log := c.logs()
@@ -117,6 +122,7 @@ func TestQuiet(t *testing.T) {
 
 // TestStopTimeout stops a guest whose init does not come to an end, once with and once without being asked.
 func TestStopTimeout(t *testing.T) {
+	t.Parallel()
 	for timeout, asked := range map[string]bool{"0": false, "1500ms": true} {
 		hooks := mountFiles(t, "/docker-entrypoint.d", map[string]string{
 			"slow.sh": "printf '[Service]\\nExecStart=sleep inf\\nExecStop=sleep 3600\\nTimeoutStopSec=3600\\n' >/etc/systemd/system/slow.service\n" +
@@ -137,6 +143,7 @@ func TestStopTimeout(t *testing.T) {
 
 // TestLogJSON wants every line of both outputs to be JSON, and the guest's words on stdout alone.
 func TestLogJSON(t *testing.T) {
+	t.Parallel()
 	stdout, stderr, code := run(t, "printf '\\033[1m\"a\\\\b\"\\303\\050\\n'; head -c 5000 /dev/zero | tr '\\0' x; echo; echo o > /proc/sysrq-trigger; sleep 60\n",
 		"-e", "LOG_FORMAT=json", "--", "init=/bin/sh")
 	if code != 0 {

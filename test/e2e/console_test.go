@@ -41,6 +41,7 @@ func (term *terminal) expectAfter(s, text string) {
 
 // TestAttach leaves the console of a guest and comes back to it, twice, with a window of another size.
 func TestAttach(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-it")
 	c.waitLog(greeting)
 	term := c.attach("login: ")
@@ -82,6 +83,7 @@ func TestAttach(t *testing.T) {
 
 // TestConsoleJSONTerminal has the console of a terminal stay what it is, whatever the format of the log.
 func TestConsoleJSONTerminal(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-it", "-e", "LOG_FORMAT=json")
 	c.waitLog(greeting)
 	if log := c.logs(); strings.Contains(log, `"stream":"console"`) {
@@ -93,6 +95,7 @@ func TestConsoleJSONTerminal(t *testing.T) {
 // TestConsolePaste writes more to the console than its reader takes for a while: nothing is lost, and what comes later is
 // read, too.
 func TestConsolePaste(t *testing.T) {
+	t.Parallel()
 	var script strings.Builder
 	script.WriteString("sleep 2\n")
 	for i := range 200 {

@@ -80,6 +80,7 @@ func (c *container) execCode(stdin io.Reader, command ...string) (stdout, stderr
 
 // TestExec runs commands in the guest from outside.
 func TestExec(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-e", "PORTS=")
 	// At once: it waits for the guest.
 	if got := c.mustExec("cat", "/proc/sys/kernel/osrelease"); !strings.HasPrefix(got, "7.2.") {
@@ -114,6 +115,7 @@ func TestExec(t *testing.T) {
 
 // TestExecBinary sends bytes of all values there and back, and looks how fast.
 func TestExecBinary(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-e", "PORTS=")
 	c.mustExec("true")
 	const size = 64 << 20
@@ -131,6 +133,7 @@ func TestExecBinary(t *testing.T) {
 
 // TestExecTerminal is docker exec -it C guest: a login shell with job control on a terminal that follows the window.
 func TestExecTerminal(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-e", "PORTS=")
 	c.mustExec("true")
 	term := newTerminal(t, "docker", "exec", "-it", c.id, "guest")
@@ -160,6 +163,7 @@ func TestExecTerminal(t *testing.T) {
 
 // TestExecGone has clients that go away, by a signal and by being killed: the command in the guest notices.
 func TestExecGone(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-e", "PORTS=", "-v", self(t)+":/peer:ro")
 	c.mustExec("true")
 	for signal, want := range map[string]string{"15": "TERM", "2": "INT", "9": "HUP"} {
@@ -187,6 +191,7 @@ func TestExecGone(t *testing.T) {
 
 // TestRun is docker run IMAGE run: a command in a guest of its own.
 func TestRun(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	for _, test := range []struct {
 		stdin          string
@@ -218,6 +223,7 @@ func TestRun(t *testing.T) {
 
 // TestRunTerminal is docker run -it IMAGE run sh.
 func TestRunTerminal(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	term := newTerminal(t, "docker", "run", "--rm", "-it", "--name", name(t, "run"), image, "run", "bash")
 	term.expect("# ")
@@ -232,6 +238,7 @@ func TestRunTerminal(t *testing.T) {
 
 // TestRunStop sends docker stop's signal to the command, which may do with it what it likes.
 func TestRunStop(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	for script, want := range map[string]string{
 		"echo ready; exec sleep 1000": "143",

@@ -13,6 +13,7 @@ import (
 
 // TestVolume writes from both sides of a directory mounted under /rootfs.
 func TestVolume(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "host"), []byte("from the host\n"), 0o640); err != nil {
 		t.Fatal(err)
@@ -41,6 +42,7 @@ func TestVolume(t *testing.T) {
 
 // TestStop stops and starts a container: nothing synced is lost, and the guest had an orderly shutdown.
 func TestStop(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-p", "127.0.0.1::22")
 	client := c.ssh()
 	remote(t, client, "echo precious > /root/file && sync")
@@ -67,6 +69,7 @@ func TestStop(t *testing.T) {
 // TestStopShell stops a guest whose init does not listen. Like TestStop it ends with 0, not with the 143 or 137 of a
 // program that dies of Docker's signals (tomcat#57).
 func TestStopShell(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-e", "LOG_LEVEL=debug", "--", "init=/bin/sh")
 	c.waitLog("guest stage")
 	if code := c.stop(); code != "0" {
@@ -76,6 +79,7 @@ func TestStopShell(t *testing.T) {
 
 // TestStopAtOnce stops a guest that is only just starting.
 func TestStopAtOnce(t *testing.T) {
+	t.Parallel()
 	c := start(t)
 	if code := c.stop(); code != "0" {
 		t.Errorf("exit code %s after docker stop, want 0", code)
@@ -83,6 +87,7 @@ func TestStopAtOnce(t *testing.T) {
 }
 
 func TestPoweroffFromInside(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-p", "127.0.0.1::22")
 	client := c.ssh()
 	_, _ = remoteErr(client, "echo 42 > /proc/exitcode; systemctl --no-block poweroff")
@@ -92,6 +97,7 @@ func TestPoweroffFromInside(t *testing.T) {
 }
 
 func TestPanic(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-p", "127.0.0.1::22")
 	client := c.ssh()
 	_, _ = remoteErr(client, "echo c > /proc/sysrq-trigger & sleep 5")
@@ -106,6 +112,7 @@ func TestPanic(t *testing.T) {
 // TestConsole logs in on the console of docker run -it, edits a line and interrupts a command. A PID 1 that does not see
 // to its child's process group hangs there (tini#19).
 func TestConsole(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	id := name(t, "tty")
 	term := newTerminal(t, "docker", "run", "--rm", "-it", "--name", id, image)

@@ -7,6 +7,7 @@ import (
 
 // TestNetClient looks at what the guest sees of its clients.
 func TestNetClient(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	c, own, own6 := l.guest(t, "-e", "PORTS=7000/tcp+udp")
 	wants(t, "a client by TCP", peerTalk(t, l.peer, "tcp", own+":7000", "who"), l.addr)
@@ -29,6 +30,7 @@ func TestNetClient(t *testing.T) {
 }
 
 func TestNetClientGateway(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	_, own, own6 := l.guest(t, "-e", "PORTS=7000/tcp+udp", "-e", "PORTS_SOURCE=gateway")
 	wants(t, "a client by TCP", peerTalk(t, l.peer, "tcp", own+":7000", "who"), gateway)
@@ -37,6 +39,7 @@ func TestNetClientGateway(t *testing.T) {
 }
 
 func TestNetClientProxy(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	c := start(t, "--network", l.network, "-v", self(t)+":/rootfs/peer:ro", "-e", "PORTS=7000", "-e", "PORTS_SOURCE=proxy",
 		"--", "quiet", "init=/peer", "--", "listen", "tcp", ":7000", "proxy")
@@ -47,6 +50,7 @@ func TestNetClientProxy(t *testing.T) {
 
 // TestNetEnds lets connections end in all ways, in both directions.
 func TestNetEnds(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	c, own, own6 := l.guest(t)
 	for how, want := range map[string]string{
@@ -66,6 +70,7 @@ func TestNetEnds(t *testing.T) {
 // TestNetEarlyClient connects while the guest boots, once. The guest's server comes a second after its network. A client
 // that comes in between, which is rare, is refused: another guest then.
 func TestNetEarlyClient(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	for _, port := range []string{"7001", "7002", "7003"} {
 		answer := make(chan string, 1)

@@ -8,6 +8,7 @@ import (
 
 // TestNetDNS gives the container names and name servers in all the ways that Docker has: the guest has them too.
 func TestNetDNS(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	c, _, _ := l.guest(t, "--dns", l.addr, "--dns-search", "corp.test", "--dns-option", "timeout:3",
 		"--add-host", "extra.test:192.0.2.99", "--add-host", "six.test:2001:db8::99")

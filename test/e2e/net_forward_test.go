@@ -11,6 +11,7 @@ import (
 )
 
 func TestNetPorts(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	c, own, own6 := l.guest(t, "-e", "PORTS=7000, 8000-8002:6999-7001/tcp+udp 127.0.0.1:7002:7000 [::1]:7003:7000/tcp+udp")
 	inside := func(network, address string) string {
@@ -35,6 +36,7 @@ func TestNetPorts(t *testing.T) {
 }
 
 func TestNetPortsWrong(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ ports, want string }{
 		{"22 80x", `item 2, "80x", character 6: "80x" is not a port`},
 		{"8000-8010:80-81", "character 1: 8000-8010 and 80-81 differ in length"},
@@ -57,6 +59,7 @@ func TestNetPortsWrong(t *testing.T) {
 // TestNetPortsMany compares a guest that has 10,000 ports, and one that has all that the limit of open files lets it,
 // with one that has a single port.
 func TestNetPortsMany(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	boot := func(ports string, options ...string) (c *container, took time.Duration, bytes int) {
 		t.Helper()

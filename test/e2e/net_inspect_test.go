@@ -11,6 +11,7 @@ import (
 
 // TestNetInspect looks into a guest's network with what we offer for that.
 func TestNetInspect(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	dir := t.TempDir()
 	c, own, _ := l.guest(t, "-e", "PORTS=7000/tcp+udp 8000-8009", "-e", "NET_METRICS=:9100", "-e", "NET_PCAP=/pcap/net.pcap",

@@ -6,6 +6,7 @@ import (
 )
 
 func TestNetIPv6(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	c, own, own6 := l.guest(t, "-e", "PORTS=7000-7002/tcp+udp")
 
@@ -31,6 +32,7 @@ func TestNetIPv6(t *testing.T) {
 
 // TestNetNoIPv6 runs on a network without IPv6: the guest learns that at once, and programs go on with IPv4.
 func TestNetNoIPv6(t *testing.T) {
+	t.Parallel()
 	c := quick(t)
 	wants(t, "TCP to a global address", c.talk("tcp6", "[2001:db8::1]:80", "who"), "unreachable")
 	if got := c.sh("ping -c 1 -W 20 2001:db8::1"); !strings.Contains(got, "No route") {

@@ -9,6 +9,7 @@ import (
 // TestNetPolicy tries what NET_ALLOW and NET_DENY say. Everywhere there are the peer, and a container beside the
 // guest's, in its network namespace: with services on the loopback, and with the address of a cloud's metadata.
 func TestNetPolicy(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	const refused, ping = "refused", "ping -c 1 -W 20 "
 	type attempt struct{ network, address, want string }
@@ -90,6 +91,7 @@ func TestNetPolicy(t *testing.T) {
 
 // TestNetOff boots a guest without a network.
 func TestNetOff(t *testing.T) {
+	t.Parallel()
 	stdout, stderr, code := run(t, "echo net: /sys/class/net/*/address; echo o > /proc/sysrq-trigger; sleep 60\n", "-e", "NET=off", "--",
 		"quiet", "init=/bin/sh")
 	if code != 0 || !strings.Contains(stdout, "net: /sys/class/net/lo/address\n") {

@@ -158,6 +158,7 @@ func TestNeighbours(t *testing.T) {
 
 // TestPortsEmpty looks for listening sockets in the container's network namespace.
 func TestPortsEmpty(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-e", "PORTS=")
 	c.waitLog("kernel started")
 	pid := docker(t, "inspect", "-f", "{{.State.Pid}}", c.id)
@@ -181,6 +182,7 @@ func TestPortsEmpty(t *testing.T) {
 
 // TestPortTaken names the port that cannot be had.
 func TestPortTaken(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-e", "PORTS=2222:22")
 	c.waitLog("kernel started")
 	_, stderr, code := run(t, "", "--network", "container:"+c.id, "-e", "PORTS=2222:22")

@@ -20,6 +20,7 @@ const powerOff = "echo o > /proc/sysrq-trigger; sleep 60\n"
 
 // TestExitCodes has the guest's exit code come out as docker run's.
 func TestExitCodes(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	for _, test := range []struct {
 		options []string
@@ -53,6 +54,7 @@ func TestExitCodes(t *testing.T) {
 
 // TestKernelKilled kills the kernel's process from outside: 128 and the signal, as from a shell.
 func TestKernelKilled(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	for _, test := range []struct {
 		options []string
@@ -77,6 +79,7 @@ func TestKernelKilled(t *testing.T) {
 // TestStopSignals ends a guest in order by whatever stands for that with some init: docker stop's SIGTERM, a terminal's
 // signals, and what images of other inits name as their STOPSIGNAL.
 func TestStopSignals(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	for _, init := range []string{"", "--init"} {
 		signals := []string{"TERM", "INT", "HUP", "QUIT", "PWR", "RTMIN+3"}
@@ -106,6 +109,7 @@ func TestStopSignals(t *testing.T) {
 
 // TestHarmlessSignals are those that ask for nothing that a guest could do.
 func TestHarmlessSignals(t *testing.T) {
+	t.Parallel()
 	c := start(t, append([]string{"-e", "LOG_LEVEL=debug"}, shell...)...)
 	c.waitLog("guest stage")
 	for _, signal := range []string{"WINCH", "USR1", "USR2", "CONT", "CHLD", "URG", "PIPE", "ALRM", "RTMIN+5"} {
@@ -121,6 +125,7 @@ func TestHarmlessSignals(t *testing.T) {
 
 // TestSignalAgain goes a rung down the ladder with each signal, in a guest that does not listen.
 func TestSignalAgain(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	id := name(t, "again")
 	// Without its agent, which the shell kills with all else, the guest is asked by Ctrl-Alt-Del, and that is a signal to
@@ -143,6 +148,7 @@ func TestSignalAgain(t *testing.T) {
 // TestTerminal wants a job-control shell on the terminal of docker run -it, its Ctrl-C in the guest, and the terminal
 // given back as it was.
 func TestTerminal(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	term := newTerminal(t, append([]string{
 		"docker", "run", "--rm", "-it", "--name", name(t, "tty"), "-v", self(t) + ":/peer:ro", "--entrypoint", "/peer",
@@ -164,6 +170,7 @@ func TestTerminal(t *testing.T) {
 
 // TestSupervisorKilled kills our own second process: PID 1 must not sit there alone.
 func TestSupervisorKilled(t *testing.T) {
+	t.Parallel()
 	c := start(t, "-e", "LOG_LEVEL=debug", "-v", self(t)+":/peer:ro")
 	c.waitLog("Linux version")
 	top := docker(t, "top", c.id, "-eo", "pid,args")
@@ -181,6 +188,7 @@ func TestSupervisorKilled(t *testing.T) {
 
 // TestOrphans leaves 200 processes without a parent in the container.
 func TestOrphans(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	for _, options := range [][]string{nil, {"--init"}} {
 		t.Run(fmt.Sprint(options), func(t *testing.T) {
@@ -203,6 +211,7 @@ func TestOrphans(t *testing.T) {
 
 // TestInit stops the default guest, with systemd, under docker run --init.
 func TestInit(t *testing.T) {
+	t.Parallel()
 	c := start(t, "--init", "-p", "127.0.0.1::22")
 	c.ssh()
 	if code := c.stop(); code != "0" {

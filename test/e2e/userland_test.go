@@ -61,6 +61,7 @@ func (c *container) read(path string) string {
 // TestUserlands boots guests with other inits than systemd: docker stop has their services stopped in order, what they
 // wrote is there after docker start, and they reboot and power off by their own commands.
 func TestUserlands(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	for _, u := range []struct {
 		// stage of userlands/Dockerfile, process 1 there, and what we call that.
@@ -125,6 +126,7 @@ func TestUserlands(t *testing.T) {
 
 // TestUserlandWithoutInit boots a distribution's image as it is, with a shell whose end is the guest's.
 func TestUserlandWithoutInit(t *testing.T) {
+	t.Parallel()
 	tag := buildUserland(t, "none")
 	term := newTerminal(t, "docker", "run", "--rm", "-it", "--name", name(t, "none"), tag)
 	term.expect("# ")
@@ -138,6 +140,7 @@ func TestUserlandWithoutInit(t *testing.T) {
 
 // TestReadOnlyRootfs has a /rootfs that cannot be written, in a container that can.
 func TestReadOnlyRootfs(t *testing.T) {
+	t.Parallel()
 	tag := buildUserland(t, "none")
 	volume := name(t, "ro")
 	// A new volume gets what the image has there.
@@ -156,6 +159,7 @@ func TestReadOnlyRootfs(t *testing.T) {
 
 // TestUnusableRootfs has what is mounted at /rootfs by mistake.
 func TestUnusableRootfs(t *testing.T) {
+	t.Parallel()
 	needImage(t)
 	foreign := new(bytes.Buffer)
 	header := elf.Header64{Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_AARCH64), Version: 1, Ehsize: 64}
