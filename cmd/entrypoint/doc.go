@@ -18,7 +18,7 @@
 //
 //	run [OPTION]... COMMAND [ARGUMENT]...
 //	                     Boot, run the command in the guest as root, and end with it. Its standard streams are ours,
-//	                     signals go to it. Without --init, no init of the guest's is started: our own program is process
+//	                     signals go to it (see Signals). Without --init, no init of the guest's is started: our own program is process
 //	                     1, and mounts what a container has. LOG_LEVEL defaults to warn, PORTS to nothing; the guest's
 //	                     console goes to the log at level debug. A guest that powers itself off meanwhile ends with the
 //	                     kernel's exit code.
@@ -110,7 +110,8 @@
 //
 // SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPWR and SIGRTMIN+3 power the guest off in an orderly way. A second one
 // does not wait for the guest's init any longer, and so on, down to killing the kernel. With run, the first one goes to
-// the command, and the guest is powered off when that has not ended after STOP_TIMEOUT.
+// the command, and the guest is powered off when that has not ended after STOP_TIMEOUT. SIGUSR1, SIGUSR2, SIGALRM and
+// SIGCONT go to the command of run, too, as soon as it can run, and mean nothing else.
 //
 // # Reboot
 //

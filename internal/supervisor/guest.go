@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -74,7 +75,9 @@ func (g *guest) watch(
 			return exit
 
 		case sig := <-signals:
-			deadline = g.handleSignal(sig)
+			if !g.passOn(sig) {
+				deadline = g.handleSignal(sig)
+			}
 
 		case <-deadline:
 			if g.stop == nil { // the command did not end when it was told to, or the guest without its agent
@@ -136,6 +139,18 @@ func (g *guest) lastWords(events <-chan mconsole.Notification, session <-chan se
 			return
 		}
 	}
+}
+
+// passOn gives the command a signal that is its alone, and reports whether it is. Before there is a command that could
+// have a handler it is dropped, as for a process 1.
+func (g *guest) passOn(sig os.Signal) bool {
+	if g.session == nil || !slices.Contains(g.session.own, sig) {
+		return false
+	}
+	if client, _ := g.link.current(); client != nil {
+		g.session.signal(sig)
+	}
+	return true
 }
 
 // handleSignal does what a signal to the container asks for, and returns when to go on. The first one is the command's,

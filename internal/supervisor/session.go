@@ -23,6 +23,7 @@ type session struct {
 	tty     attach.TTY
 	streams attach.Streams
 	signals chan os.Signal
+	own     []os.Signal // Command.Signals
 	ended   chan sessionEnd
 }
 
@@ -35,7 +36,7 @@ type sessionEnd struct {
 func newSession(c Command, s Streams) *session {
 	return &session{
 		command: c.Command, init: c.Init, tty: c.TTY, streams: attach.Streams(s),
-		signals: make(chan os.Signal, 8), ended: make(chan sessionEnd, 1),
+		signals: make(chan os.Signal, 8), own: c.Signals, ended: make(chan sessionEnd, 1),
 	}
 }
 

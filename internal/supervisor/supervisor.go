@@ -64,6 +64,9 @@ type Command struct {
 	TTY attach.TTY
 	// Init says that the guest's own init runs beside it.
 	Init bool
+	// Signals are the command's alone: to the guest they mean nothing. Of all others, which ask for the end, the first
+	// one is the command's.
+	Signals []os.Signal
 }
 
 // Run boots the guest that cfg describes and returns the exit code when it has ended. A guest that reboots is booted
