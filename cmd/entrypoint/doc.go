@@ -110,7 +110,8 @@
 //
 // SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPWR and SIGRTMIN+3 power the guest off in an orderly way. A second one
 // does not wait for the guest's init any longer, and so on, down to killing the kernel. With run, the first one goes to
-// the command, and the guest is powered off when that has not ended after STOP_TIMEOUT. SIGUSR1, SIGUSR2, SIGALRM and
+// the command, and the guest is powered off when that has ended, or after STOP_TIMEOUT less the 2.5 s (half of a shorter
+// one) that are left for the power-off. SIGUSR1, SIGUSR2, SIGALRM and
 // SIGCONT go to the command of run, too, as soon as it can run, and mean nothing else.
 //
 // # Reboot

@@ -56,6 +56,8 @@ type guest struct {
 	// signal is the first one that came, result how the session ended: nil as long as it has not.
 	signal unix.Signal
 	result *sessionEnd
+	// stopBy is when the power-off has to be over, if the command got a signal; before, zero.
+	stopBy time.Time
 
 	// The rest is for those who ask for the guest's status.
 	pid      atomic.Int64
@@ -91,7 +93,7 @@ func (g *guest) watch(
 			switch {
 			case g.stop != nil:
 			case errors.Is(end.err, agent.ErrGone): // as it is when the guest powers off
-				deadline = time.After(goneGrace)
+				deadline = time.After(g.goneGrace())
 			default:
 				g.beginStop()
 				deadline = g.stop.next()
@@ -154,14 +156,15 @@ func (g *guest) passOn(sig os.Signal) bool {
 }
 
 // handleSignal does what a signal to the container asks for, and returns when to go on. The first one is the command's,
-// if there is one: what is run in a container gets its signals.
+// if there is one: what is run in a container gets its signals. The command and the power-off then share STOP_TIMEOUT.
 func (g *guest) handleSignal(sig os.Signal) <-chan time.Time {
 	first := g.signal == 0
 	g.signal, _ = sig.(unix.Signal)
 	if g.stop == nil && first && g.session != nil && g.result == nil {
 		if client, _ := g.link.current(); client != nil {
 			g.session.signal(sig)
-			return time.After(g.stopTimeout)
+			g.stopBy = time.Now().Add(g.stopTimeout)
+			return time.After(g.stopTimeout - shareOf(g.stopTimeout))
 		}
 	}
 	if g.stop == nil {
@@ -169,6 +172,14 @@ func (g *guest) handleSignal(sig os.Signal) <-chan time.Time {
 		g.beginStop()
 	}
 	return g.stop.next()
+}
+
+// goneGrace is how long the guest may go on without its agent, within the time that the first signal left it.
+func (g *guest) goneGrace() time.Duration {
+	if g.stopBy.IsZero() {
+		return goneGrace
+	}
+	return min(goneGrace, time.Until(g.stopBy)-shareOf(g.stopTimeout))
 }
 
 // beginStop chooses the way down.

@@ -24,7 +24,21 @@ const (
 	// remountGrace is what the emergency remount gets, and haltGrace the kernel's exit.
 	remountGrace = 700 * time.Millisecond
 	haltGrace    = 700 * time.Millisecond
+	// powerOffShare is the part of STOP_TIMEOUT that a command leaves for the power-off: our own init gives processes 2 s
+	// between SIGTERM and SIGKILL, and a sync follows.
+	powerOffShare = 2500 * time.Millisecond
 )
+
+// shareOf is powerOffShare of a STOP_TIMEOUT, half of one that is short.
+func shareOf(timeout time.Duration) time.Duration { return min(powerOffShare, timeout/2) }
+
+// powerOffGrace is how long the guest may take to power off: STOP_TIMEOUT, or what the command has left of it.
+func (g *guest) powerOffGrace() time.Duration {
+	if g.stopBy.IsZero() {
+		return g.stopTimeout
+	}
+	return max(time.Until(g.stopBy), shareOf(g.stopTimeout))
+}
 
 // rung is one step of the way down: an action, and the time until the next one is tried.
 type rung struct {
@@ -45,7 +59,7 @@ type stopLadder struct {
 func newStopLadder(g *guest) *stopLadder {
 	l := &stopLadder{guest: g}
 	l.rungs = []rung{
-		{"power off", g.askForPowerOff, g.stopTimeout},
+		{"power off", g.askForPowerOff, g.powerOffGrace()},
 		{"remount read-only", func() error { return g.command("sysrq u") }, remountGrace},
 		{"halt", func() error { return g.command("halt") }, haltGrace},
 		l.kill(),

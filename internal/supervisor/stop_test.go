@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -64,5 +65,35 @@ func TestLateSyncAnswer(t *testing.T) {
 	}
 	if want := []string{"sysrq s", "cad"}; !slices.Equal(got(), want) {
 		t.Errorf("commands = %q, want %q", got(), want)
+	}
+}
+
+// TestRunStopsWithinTimeout adds up what docker stop takes at most with run, where Docker kills after 10 s: the command and
+// the power-off have STOP_TIMEOUT together.
+func TestRunStopsWithinTimeout(t *testing.T) {
+	for _, timeout := range []time.Duration{0, time.Second, 6500 * time.Millisecond, time.Minute} {
+		g := &guest{booted: true, stopTimeout: timeout, log: zerolog.Nop()}
+		if got := g.powerOffGrace(); got != timeout {
+			t.Errorf("STOP_TIMEOUT=%v: %v for the power-off without a command", timeout, got)
+		}
+		g.stopBy = time.Now().Add(timeout)
+		if got := g.powerOffGrace(); got > timeout || got < timeout-time.Second {
+			t.Errorf("STOP_TIMEOUT=%v: %v for the power-off after a command that ended at once", timeout, got)
+		}
+		share := shareOf(timeout)
+		g.stopBy = time.Now().Add(share) // the command took all that it has
+		if got := g.powerOffGrace(); timeout-share+got > timeout {
+			t.Errorf("STOP_TIMEOUT=%v: %v for the command and %v for the power-off", timeout, timeout-share, got)
+		}
+		if got := g.goneGrace(); got > 0 {
+			t.Errorf("STOP_TIMEOUT=%v: %v without an agent when the time is up", timeout, got)
+		}
+		var rungs time.Duration
+		for _, r := range newStopLadder(g).rungs[1:3] {
+			rungs += r.grace
+		}
+		if rungs != remountGrace+haltGrace {
+			t.Errorf("the rungs below the power-off take %v", rungs)
+		}
 	}
 }
