@@ -264,7 +264,7 @@ func warn(cfg config.Config, job Job, log zerolog.Logger) {
 	}
 	warnRules(cfg.NetAllow, log)
 	warnHooks(cfg.Hooks, log)
-	if cfg.PasswordDefault && job.Command == nil { // nobody logs in to a guest that is there for a command
+	if cfg.PasswordDefault && job.Command == nil { // a guest that is there for a command gets no default
 		log.Warn().Msg("root may log in with the publicly known default password, unless it has one of its own; " +
 			"set ROOT_PASSWORD, or SSH_AUTHORIZED_KEYS to allow keys alone")
 	}
@@ -279,6 +279,11 @@ func bootSettings(cfg config.Config, job Job, log zerolog.Logger) boot.Settings 
 		AuthorizedKeys:  cfg.AuthorizedKeys,
 		NoInit:          job.Command != nil && !job.Command.Init,
 		SSH:             forwardsTCP(cfg.Ports, sshPort),
+	}
+	if cfg.PasswordDefault && job.Command != nil {
+		// Nobody asked for a login, and nobody was warned of the public password: it is not written into the user's tree.
+		// Where a boot before has left it, it is closed, for PORTS may lead there.
+		settings.RootPassword, settings.LoginUnasked = "", true
 	}
 	if !cfg.Net {
 		return settings
