@@ -24,7 +24,7 @@
 //	                     kernel's exit code.
 //	exec [OPTION]... [COMMAND [ARGUMENT]...]
 //	                     Run a command in the guest, without one a login shell. The same by the name guest: docker exec
-//	                     -it CONTAINER guest. A guest that boots is waited for.
+//	                     -it CONTAINER guest. A guest that boots is waited for, 30 s at most.
 //	status [--json]      State, uptime, kernel, init, memory, forwards and flows.
 //	healthcheck          Print the state, and why the guest is not healthy: exit code 1 then. For Docker's HEALTHCHECK.
 //	net [--json] [--all] Forwarded ports, live flows and counters. The names in the JSON are stable; package slirp,
@@ -76,7 +76,8 @@
 //	NET_MTU              MTU of the guest's NIC in bytes, 1280 to 65520. Default 1500.
 //	NET_METRICS          Where Prometheus finds metrics, at /metrics: :9100, 127.0.0.1:9100, [::1]:9100.
 //	ROOT_PASSWORD        Password of root in the guest. Default voidlinux, which is public: a warning says so.
-//	                     The default is only given to a root that has no password yet.
+//	                     The default is only given to a root that has no password yet, and not with run, which closes
+//	                     it where a boot before has left it.
 //	SSH_AUTHORIZED_KEYS  Public keys that may log in as root: lines of an authorized_keys file, or the path of
 //	                     one. When set, and ROOT_PASSWORD is not, root gets no password, and OpenSSH takes keys alone.
 //	ROOT_PASSWORD_FILE   Path of a file with the password, which may end in a line break: a secret of Docker or Compose.

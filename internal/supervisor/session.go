@@ -40,7 +40,8 @@ func newSession(c Command, s Streams) *session {
 	}
 }
 
-// run runs the command as soon as the agent is there.
+// run runs the command as soon as the agent is there, which is after the start hooks: ctx, which ends with the kernel, is
+// the only limit.
 func (s *session) run(ctx context.Context, l *agentLink) {
 	client, err := l.wait(ctx)
 	if err != nil {
