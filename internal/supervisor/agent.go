@@ -31,6 +31,8 @@ type agentLink struct {
 	port *vport.Port
 	path string
 	log  zerolog.Logger
+	// looks holds a token while somebody waits for the guest's status: the power-off is to wait for one at most.
+	looks chan struct{}
 
 	mu sync.Mutex
 	// client is nil while there is no agent.
@@ -41,7 +43,7 @@ type agentLink struct {
 
 // openAgentLink makes the port, whose socket is in dir. run serves it.
 func openAgentLink(dir string, log zerolog.Logger) (*agentLink, error) {
-	l := &agentLink{path: filepath.Join(dir, "agent"), log: log, changed: make(chan struct{})}
+	l := &agentLink{path: filepath.Join(dir, "agent"), log: log, looks: make(chan struct{}, 1), changed: make(chan struct{})}
 	var err error
 	if l.port, err = vport.New(vport.Options{Path: l.path, Name: agent.PortName}); err != nil {
 		return nil, err
@@ -124,6 +126,17 @@ func (l *agentLink) call(ctx context.Context, name string, request, answer any) 
 		return errNoAgent
 	}
 	return client.Call(ctx, name, request, answer)
+}
+
+// status asks the agent how the guest is, for one after the other of those who want to know.
+func (l *agentLink) status(ctx context.Context, request agent.StatusRequest, answer *agent.Status) error {
+	select {
+	case l.looks <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-l.looks }()
+	return l.call(ctx, agent.RequestStatus, request, answer)
 }
 
 // close ends run.

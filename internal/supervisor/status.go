@@ -83,7 +83,7 @@ func (g *guest) status(ctx context.Context) Status {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	var answer agent.Status
-	err := g.link.call(ctx, agent.RequestStatus, agent.StatusRequest{Ports: g.ports}, &answer)
+	err := g.link.status(ctx, agent.StatusRequest{Ports: g.ports}, &answer)
 	if err == nil {
 		s.Guest = &answer
 	}

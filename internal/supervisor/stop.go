@@ -15,8 +15,10 @@ import (
 const (
 	// commandTimeout bounds the wait for the management console's answer. A busy guest takes milliseconds.
 	commandTimeout = 500 * time.Millisecond
-	// agentTimeout bounds the wait for the agent's answer.
-	agentTimeout = time.Second
+	// agentTimeout bounds the wait for the agent's answer, which comes after those to at most two questions for its status,
+	// a health check's and that of a run that waits for the init: 0.55 s each (cmd/guest, initQuery). It itself takes
+	// milliseconds.
+	agentTimeout = 1500 * time.Millisecond
 	// bootGrace is for a kernel that has only just been started to come far enough to take a command: 0.1 s as a rule.
 	bootGrace = time.Second
 	// syncGrace lets the guest's sync get going before anything else happens.
