@@ -75,8 +75,9 @@ func Run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams) 
 	leaveCPU()
 	log := newLogger(streams.Stderr, cfg.LogLevel, cfg.LogFormat)
 	warn(cfg, job, log)
+	in := newInput(streams.Stdin)
 	for {
-		end, err := run(cfg, job, signals, streams, log)
+		end, err := run(cfg, job, signals, streams, in, log)
 		if err != nil {
 			for line := range strings.SplitSeq(err.Error(), "\n") {
 				log.Error().Msg(line)
@@ -99,7 +100,10 @@ type end struct {
 // failed is the end of a guest that could not be started.
 var failed = end{code: exitFailed}
 
-func run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams, log zerolog.Logger) (end, error) {
+// run is Run for one boot; in reads the stdin of streams for the console of each.
+func run(
+	cfg config.Config, job Job, signals <-chan os.Signal, streams Streams, in *input, log zerolog.Logger,
+) (end, error) {
 	dir, err := control.MakeRunDir()
 	if err != nil {
 		return failed, err
@@ -159,7 +163,7 @@ func run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams, 
 		g.session = newSession(*job.Command, streams)
 		consoleStreams = nil // they are the command's
 	}
-	con, err := openConsole(consoleStreams, cfg.LogFormat, messages)
+	con, err := openConsole(consoleStreams, in, cfg.LogFormat, messages)
 	if err != nil {
 		return failed, err
 	}
