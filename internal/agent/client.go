@@ -116,7 +116,7 @@ func (c *Client) Call(ctx context.Context, name string, request, answer any) err
 		if err != nil {
 			err = ErrGone
 		} else if !ok {
-			err = fmt.Errorf("guest: %s", data)
+			err = fmt.Errorf("guest: %s", Printable(string(data)))
 		}
 		called <- err
 	}()
@@ -209,7 +209,7 @@ func (r *remote) run(payload []byte) (code int, err error) {
 	defer close(r.ended)
 	channel, requests, err := r.client.conn.OpenChannel("session", nil)
 	if refusal, ok := errors.AsType[*ssh.OpenChannelError](err); ok {
-		return codeAgent, errors.New(refusal.Message)
+		return codeAgent, errors.New(Printable(refusal.Message))
 	}
 	if err != nil {
 		return codeAgent, ErrGone

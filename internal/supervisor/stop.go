@@ -84,7 +84,7 @@ func (g *guest) askForPowerOff() error {
 	var how agent.PowerOff
 	err := g.link.call(ctx, agent.RequestPowerOff, struct{}{}, &how)
 	if err == nil || errors.Is(err, agent.ErrGone) { // it may have been quicker than its answer
-		g.log.Debug().Str("by", how.By).Msg("the guest's agent asks for the end")
+		g.log.Debug().Str("by", agent.Printable(how.By)).Msg("the guest's agent asks for the end")
 		return nil
 	}
 	g.log.Debug().Err(err).Msg("the guest's agent was not asked; Ctrl-Alt-Del instead")
