@@ -94,7 +94,9 @@
 //	                     /bin/sh, at /, with root's HOME and PATH and what the kernel's arguments give the init
 //	                     (NAME=value), without a standard input; the first that fails powers the guest off with its exit
 //	                     code. Files that are neither executable nor named *.sh are ignored with a note, *.envsh too;
-//	                     hidden ones, backups (~) and .dpkg-* without. 1 MiB each, 8 MiB together.
+//	                     hidden ones, backups (~) and .dpkg-* without. 1 MiB each, 8 MiB together. Those in its subdirectory
+//	                     stop run in the same way when the guest is stopped, before its init is asked to shut down, all
+//	                     of them whatever fails; STOP_TIMEOUT includes their time.
 //	LOG_LEVEL            trace, debug, info, warn or error: what is said of the supervisor's work on stderr.
 //	                     Default info. Above debug the kernel gets quiet as an argument, which systemd heeds too: errors,
 //	                     panics and units that failed still show. It does not if you give quiet, debug, loglevel=,
