@@ -18,13 +18,13 @@
 //
 //	run [OPTION]... COMMAND [ARGUMENT]...
 //	                     Boot, run the command in the guest as root, and end with it. Its standard streams are ours,
-//	                     signals go to it. Without --init, no init of the guest's is started: our own program is process
+//	                     signals go to it (see Signals). Without --init, no init of the guest's is started: our own program is process
 //	                     1, and mounts what a container has. LOG_LEVEL defaults to warn, PORTS to nothing; the guest's
 //	                     console goes to the log at level debug. A guest that powers itself off meanwhile ends with the
 //	                     kernel's exit code.
 //	exec [OPTION]... [COMMAND [ARGUMENT]...]
 //	                     Run a command in the guest, without one a login shell. The same by the name guest: docker exec
-//	                     -it CONTAINER guest. A guest that boots is waited for.
+//	                     -it CONTAINER guest. A guest that boots is waited for, 30 s at most.
 //	status [--json]      State, uptime, kernel, init, memory, forwards and flows.
 //	healthcheck          Print the state, and why the guest is not healthy: exit code 1 then. For Docker's HEALTHCHECK.
 //	net [--json] [--all] Forwarded ports, live flows and counters. The names in the JSON are stable; package slirp,
@@ -76,7 +76,8 @@
 //	NET_MTU              MTU of the guest's NIC in bytes, 1280 to 65520. Default 1500.
 //	NET_METRICS          Where Prometheus finds metrics, at /metrics: :9100, 127.0.0.1:9100, [::1]:9100.
 //	ROOT_PASSWORD        Password of root in the guest. Default voidlinux, which is public: a warning says so.
-//	                     The default is only given to a root that has no password yet.
+//	                     The default is only given to a root that has no password yet, and not with run, which closes
+//	                     it where a boot before has left it.
 //	SSH_AUTHORIZED_KEYS  Public keys that may log in as root: lines of an authorized_keys file, or the path of
 //	                     one. When set, and ROOT_PASSWORD is not, root gets no password, and OpenSSH takes keys alone.
 //	ROOT_PASSWORD_FILE   Path of a file with the password, which may end in a line break: a secret of Docker or Compose.
@@ -93,7 +94,9 @@
 //	                     /bin/sh, at /, with root's HOME and PATH and what the kernel's arguments give the init
 //	                     (NAME=value), without a standard input; the first that fails powers the guest off with its exit
 //	                     code. Files that are neither executable nor named *.sh are ignored with a note, *.envsh too;
-//	                     hidden ones, backups (~) and .dpkg-* without. 1 MiB each, 8 MiB together.
+//	                     hidden ones, backups (~) and .dpkg-* without. 1 MiB each, 8 MiB together. Those in its subdirectory
+//	                     stop run in the same way when the guest is stopped, before its init is asked to shut down, all
+//	                     of them whatever fails; STOP_TIMEOUT includes their time.
 //	LOG_LEVEL            trace, debug, info, warn or error: what is said of the supervisor's work on stderr.
 //	                     Default info. Above debug the kernel gets quiet as an argument, which systemd heeds too: errors,
 //	                     panics and units that failed still show. It does not if you give quiet, debug, loglevel=,
@@ -110,7 +113,9 @@
 //
 // SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPWR and SIGRTMIN+3 power the guest off in an orderly way. A second one
 // does not wait for the guest's init any longer, and so on, down to killing the kernel. With run, the first one goes to
-// the command, and the guest is powered off when that has not ended after STOP_TIMEOUT.
+// the command, and the guest is powered off when that has ended, or after STOP_TIMEOUT less the 2.5 s (half of a shorter
+// one) that are left for the power-off. SIGUSR1, SIGUSR2, SIGALRM and
+// SIGCONT go to the command of run, too, as soon as it can run, and mean nothing else.
 //
 // # Reboot
 //

@@ -106,6 +106,9 @@ func supervise(args []string) int {
 	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, stopSignals...)
+	if job.Command != nil {
+		signal.Notify(signals, job.Command.Signals...)
+	}
 	if err := pid1.Ready(); err != nil {
 		fmt.Fprintln(os.Stderr, "entrypoint:", err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 
 	"docker-usermode-linux/internal/supervisor"
 )
@@ -21,5 +22,12 @@ func runJob(args []string) (supervisor.Job, int, bool) {
 			_ = os.Setenv(name, value) // neither is malformed
 		}
 	}
-	return supervisor.Job{Command: &supervisor.Command{Command: c.Command, TTY: c.tty, Init: c.init}}, 0, true
+	return supervisor.Job{Command: &supervisor.Command{
+		Command: c.Command, TTY: c.tty, Init: c.init, Signals: commandSignals(),
+	}}, 0, true
+}
+
+// commandSignals are those of the forwarded signals that do not ask for the end.
+func commandSignals() []os.Signal {
+	return slices.DeleteFunc(slices.Clone(forwardedSignals), func(s os.Signal) bool { return slices.Contains(stopSignals, s) })
 }

@@ -20,8 +20,13 @@ import (
 	"docker-usermode-linux/internal/agent"
 )
 
-// initQuery bounds a question to the guest's init.
-const initQuery = 2 * time.Second
+const (
+	// initQuery bounds a question to the guest's init. The supervisor's requests are answered one after the other, so that
+	// its power-off waits for that long: its agentTimeout has room for two.
+	initQuery = 500 * time.Millisecond
+	// initQueryKill is for the end of what was asked, beyond that.
+	initQueryKill = 50 * time.Millisecond
+)
 
 // status is the guest's state.
 func (r *requests) status(q agent.StatusRequest) (agent.Status, error) {
@@ -128,8 +133,13 @@ func parseListening(data []byte) (ports []uint16) {
 func systemdUp() (bool, string) {
 	ctx, cancel := context.WithTimeout(context.Background(), initQuery)
 	defer cancel()
-	out, _ := exec.CommandContext(ctx, "systemctl", "is-system-running").Output() // exit code 1 for most of them
+	cmd := exec.CommandContext(ctx, "systemctl", "is-system-running")
+	cmd.WaitDelay = initQueryKill
+	out, _ := cmd.Output() // exit code 1 for most of them
 	state := strings.TrimSpace(string(out))
+	if ctx.Err() != nil {
+		state = fmt.Sprintf("no answer within %v", initQuery)
+	}
 	return state == "running" || state == "degraded", state
 }
 

@@ -24,6 +24,7 @@ var ErrGone = errors.New("the guest's agent is gone")
 type Client struct {
 	stream *stream
 	conn   ssh.Conn
+	turn   chan struct{} // holds a token while a Call is under way: the connection has one request at a time
 	done   chan struct{}
 	err    error // of the connection; valid when done is closed
 }
@@ -51,7 +52,7 @@ func Dial(ctx context.Context, conn net.Conn) (*Client, error) {
 		}
 		return nil, fmt.Errorf("connect to the guest's agent: %w", err)
 	}
-	c := &Client{stream: stream, conn: sshConn, done: make(chan struct{})}
+	c := &Client{stream: stream, conn: sshConn, turn: make(chan struct{}, 1), done: make(chan struct{})}
 	go c.serve(channels, requests)
 	return c, nil
 }
@@ -89,8 +90,8 @@ func (c *Client) Close() error {
 }
 
 // Call sends a request to ServerOptions.Handle in the guest, and waits for the answer, which it decodes to what answer
-// points to unless that is nil. Without error request and answer are JSON. If ctx ends before, the answer is dropped
-// when it comes; calls that are made before that wait for it.
+// points to unless that is nil. Without error request and answer are JSON. Calls have turns. If ctx ends before its turn
+// has come, nothing was sent; if it ends later, the answer is dropped when it comes, and the next turn begins then.
 func (c *Client) Call(ctx context.Context, name string, request, answer any) error {
 	payload, err := json.Marshal(request)
 	if err != nil {
@@ -101,13 +102,21 @@ func (c *Client) Call(ctx context.Context, name string, request, answer any) err
 	}
 	var reply []byte
 	called := make(chan error, 1)
+	select {
+	case c.turn <- struct{}{}:
+	case <-c.done:
+		return fmt.Errorf("call %s: %w", name, ErrGone)
+	case <-ctx.Done():
+		return fmt.Errorf("call %s: %w", name, context.Cause(ctx))
+	}
 	go func() { // ends with the connection at the latest
+		defer func() { <-c.turn }()
 		ok, data, err := c.conn.SendRequest(name+requestSuffix, true, payload)
 		reply = data
 		if err != nil {
 			err = ErrGone
 		} else if !ok {
-			err = fmt.Errorf("guest: %s", data)
+			err = fmt.Errorf("guest: %s", Printable(string(data)))
 		}
 		called <- err
 	}()
@@ -200,7 +209,7 @@ func (r *remote) run(payload []byte) (code int, err error) {
 	defer close(r.ended)
 	channel, requests, err := r.client.conn.OpenChannel("session", nil)
 	if refusal, ok := errors.AsType[*ssh.OpenChannelError](err); ok {
-		return codeAgent, errors.New(refusal.Message)
+		return codeAgent, errors.New(Printable(refusal.Message))
 	}
 	if err != nil {
 		return codeAgent, ErrGone

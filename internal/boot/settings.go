@@ -28,6 +28,9 @@ type Settings struct {
 	// PasswordForced says that the user chose RootPassword: it then replaces whatever password root has.
 	// Otherwise it is set only where root has none.
 	PasswordForced bool `json:"password_forced,omitempty"`
+	// LoginUnasked says that the empty RootPassword is nobody's choice: the guest is there for one command. Then a way in is
+	// only taken back, the publicly documented password and keys of a boot before, and nothing else is written.
+	LoginUnasked bool `json:"login_unasked,omitempty"`
 	// NoInit has the guest stage stay as process 1, whatever init the root file system has.
 	NoInit bool `json:"no_init,omitempty"`
 	// SSH has the agent serve port 22 where the root file system has no SSH server.

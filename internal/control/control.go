@@ -66,7 +66,8 @@ func MakeRunDir() (string, error) {
 		}
 		errs = append(errs, err)
 	}
-	return "", fmt.Errorf("no writable directory for the kernel's sockets: %w", errors.Join(errs...))
+	return "", fmt.Errorf("no writable directory for the kernel's sockets; mount a tmpfs on /run (docker run --tmpfs /run), or "+
+		"set XDG_RUNTIME_DIR or TMPDIR to a directory that can be written: %w", errors.Join(errs...))
 }
 
 // Listen opens one of the sockets of the run in dir, for its user alone.

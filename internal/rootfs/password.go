@@ -51,7 +51,8 @@ const (
 //   - RootPassword chosen by the user: it replaces any other.
 //   - RootPassword by default: set where root has no password; an account whose password was locked on purpose
 //     ("!" before a hash) keeps that.
-//   - no RootPassword: locked where root has none or the publicly known one, else left alone.
+//   - no RootPassword: locked where root has none or the publicly known one, else left alone. With LoginUnasked only
+//     the publicly known one is locked; SSH servers let nobody in by an empty password.
 //
 // The hash is in /etc/shadow when the field in /etc/passwd is "x" or there is no such field, else in /etc/passwd
 // itself. An account without a line in /etc/shadow gets one. Hashes are made and recognised as SHA-512-crypt (also
@@ -80,7 +81,7 @@ func SetPassword(root *os.Root, s boot.Settings, now time.Time) (PasswordState, 
 // wantedHash returns what root's hash is to be, given the present one.
 func wantedHash(hash string, s boot.Settings) (string, PasswordState, error) {
 	if s.RootPassword == "" {
-		if hash == "" || (s.DefaultPassword != "" && verifies(hash, s.DefaultPassword)) {
+		if (hash == "" && !s.LoginUnasked) || (s.DefaultPassword != "" && verifies(hash, s.DefaultPassword)) {
 			return locked, PasswordOff, nil
 		}
 		return hash, PasswordOwn, nil

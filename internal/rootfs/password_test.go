@@ -23,6 +23,7 @@ var (
 	byDefault = boot.Settings{RootPassword: "voidlinux", DefaultPassword: "voidlinux"}
 	forced    = boot.Settings{RootPassword: "s3cret", DefaultPassword: "voidlinux", PasswordForced: true}
 	off       = boot.Settings{DefaultPassword: "voidlinux"}
+	unasked   = boot.Settings{DefaultPassword: "voidlinux", LoginUnasked: true}
 )
 
 func TestVerifies(t *testing.T) {
@@ -98,6 +99,10 @@ func TestSetPassword(t *testing.T) {
 		{"off on default", glibcSHA512, off, PasswordOff, false, ""},
 		{"off on own", glibcYescrypt, off, PasswordOwn, true, ""},
 		{"off on locked", "*", off, PasswordOwn, true, ""},
+		{"unasked on empty", "", unasked, PasswordOwn, true, ""},
+		{"unasked on locked", "*", unasked, PasswordOwn, true, ""},
+		{"unasked on own", glibcYescrypt, unasked, PasswordOwn, true, ""},
+		{"unasked on default", glibcSHA512, unasked, PasswordOff, false, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

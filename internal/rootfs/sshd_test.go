@@ -58,5 +58,11 @@ func TestSetSSHServer(t *testing.T) {
 		}
 		checkPerm(t, root, sshdFile, 0o644)
 	}
+	if err := SetSSHServer(root, unasked, PasswordOff); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := read(t, root, sshdFile), sshdDropIn(off, PasswordSet); got != want {
+		t.Errorf("drop-in when nobody asked = %q, want %q, the last", got, want)
+	}
 	checkClean(t, root)
 }

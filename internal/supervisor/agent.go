@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"path/filepath"
 	"sync"
@@ -14,8 +15,12 @@ import (
 	"docker-usermode-linux/internal/vport"
 )
 
-// agentGrace is how long a command waits for the agent of a guest that boots.
+// agentGrace is how long a command of exec waits for the agent of a guest that boots.
 const agentGrace = 30 * time.Second
+
+// errBooting says that agentGrace was not enough.
+var errBooting = fmt.Errorf("the guest's agent is not there after %v: the guest still boots, its hooks (HOOKS) take longer, "+
+	"or the agent was ended; try again later", agentGrace)
 
 // errNoAgent says that there is nobody in the guest to ask.
 var errNoAgent = errors.New("the guest's agent is not there: the guest has not booted so far, or it was ended")
@@ -26,6 +31,8 @@ type agentLink struct {
 	port *vport.Port
 	path string
 	log  zerolog.Logger
+	// looks holds a token while somebody waits for the guest's status: the power-off is to wait for one at most.
+	looks chan struct{}
 
 	mu sync.Mutex
 	// client is nil while there is no agent.
@@ -36,7 +43,7 @@ type agentLink struct {
 
 // openAgentLink makes the port, whose socket is in dir. run serves it.
 func openAgentLink(dir string, log zerolog.Logger) (*agentLink, error) {
-	l := &agentLink{path: filepath.Join(dir, "agent"), log: log, changed: make(chan struct{})}
+	l := &agentLink{path: filepath.Join(dir, "agent"), log: log, looks: make(chan struct{}, 1), changed: make(chan struct{})}
 	var err error
 	if l.port, err = vport.New(vport.Options{Path: l.path, Name: agent.PortName}); err != nil {
 		return nil, err
@@ -90,10 +97,8 @@ func (l *agentLink) current() (*agent.Client, <-chan struct{}) {
 	return l.client, l.changed
 }
 
-// wait returns the client as soon as there is one, but no later than agentGrace or the end of ctx.
+// wait returns the client as soon as there is one, or the cause of ctx. Hooks may take any time before.
 func (l *agentLink) wait(ctx context.Context) (*agent.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, agentGrace)
-	defer cancel()
 	for {
 		client, changed := l.current()
 		if client != nil {
@@ -102,9 +107,16 @@ func (l *agentLink) wait(ctx context.Context) (*agent.Client, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, errNoAgent
+			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// waitBriefly is wait for somebody who does not know how far the guest is: no longer than agentGrace.
+func (l *agentLink) waitBriefly(ctx context.Context) (*agent.Client, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, agentGrace, errBooting)
+	defer cancel()
+	return l.wait(ctx)
 }
 
 // call asks the agent that is there now.
@@ -114,6 +126,17 @@ func (l *agentLink) call(ctx context.Context, name string, request, answer any) 
 		return errNoAgent
 	}
 	return client.Call(ctx, name, request, answer)
+}
+
+// status asks the agent how the guest is, for one after the other of those who want to know.
+func (l *agentLink) status(ctx context.Context, request agent.StatusRequest, answer *agent.Status) error {
+	select {
+	case l.looks <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-l.looks }()
+	return l.call(ctx, agent.RequestStatus, request, answer)
 }
 
 // close ends run.
@@ -131,7 +154,7 @@ func (l *agentLink) serveExec(ctx context.Context, running *sync.WaitGroup, sock
 			return
 		}
 		running.Go(func() {
-			upstream := func() (*agent.Client, error) { return l.wait(ctx) }
+			upstream := func() (*agent.Client, error) { return l.waitBriefly(ctx) }
 			if err := agent.Proxy(ctx, conn, upstream); err != nil {
 				l.log.Debug().Err(err).Msg("a client of the guest's agent ended")
 			}

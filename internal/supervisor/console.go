@@ -37,11 +37,18 @@ type console struct {
 	nudge func()
 	winch chan os.Signal
 	done  chan struct{}
-	input sync.Once
+
+	// input is the container's stdin; nil where the streams are not the console's.
+	input *input
+	mu    sync.Mutex
+	// nudges is that of the input's writer; nil: the input has not started.
+	nudges *time.Timer // guarded by mu
+	closed bool        // guarded by mu
 }
 
-// openConsole joins the console to streams, or, if these are for something else (nil), its output to messages.
-func openConsole(streams *Streams, format config.LogFormat, messages *messageLog) (*console, error) {
+// openConsole joins the console to streams and in, which reads their stdin, or, if these are for something else (nil), its
+// output to messages.
+func openConsole(streams *Streams, in *input, format config.LogFormat, messages *messageLog) (*console, error) {
 	host, guest, err := pty.Open()
 	if err != nil {
 		return nil, fmt.Errorf("open a terminal for the guest's console: %w", err)
@@ -56,7 +63,7 @@ func openConsole(streams *Streams, format config.LogFormat, messages *messageLog
 		c.messages = messages
 		return c, nil
 	}
-	c.streams = *streams
+	c.streams, c.input = *streams, in
 	if term.IsTerminal(int(streams.Stdin.Fd())) {
 		if c.restore, err = term.MakeRaw(int(streams.Stdin.Fd())); err != nil {
 			c.close()
@@ -85,13 +92,24 @@ func (c *console) start() {
 // startInput begins to copy the container's stdin, the first time that it is called: when the kernel has opened the
 // console. What comes before stays in the terminal unseen, until something else wakes the kernel.
 func (c *console) startInput() {
-	if c.messages != nil {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.input == nil || c.nudges != nil || c.closed {
 		return
 	}
-	c.input.Do(func() {
-		// Ends with the process: a read of the container's stdin cannot be interrupted.
-		go io.Copy(&nudgingWriter{w: c.host, timer: time.AfterFunc(time.Hour, c.nudge)}, c.streams.Stdin)
-	})
+	c.nudges = time.AfterFunc(time.Hour, c.nudge)
+	c.input.connect(&nudgingWriter{w: c.host, timer: c.nudges})
+}
+
+// endInput leaves what comes from now on to the console of the next boot.
+func (c *console) endInput() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.nudges != nil {
+		c.input.disconnect()
+		c.nudges.Stop()
+	}
 }
 
 // nudgeDelay is how long after the last input the kernel is made to look again: longer than it takes to echo.
@@ -146,6 +164,7 @@ func (c *console) drain(timeout time.Duration) {
 }
 
 func (c *console) close() {
+	c.endInput()
 	if c.winch != nil {
 		signal.Stop(c.winch)
 		close(c.winch)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -55,6 +56,8 @@ type guest struct {
 	// signal is the first one that came, result how the session ended: nil as long as it has not.
 	signal unix.Signal
 	result *sessionEnd
+	// stopBy is when the power-off has to be over, if the command got a signal; before, zero.
+	stopBy time.Time
 
 	// The rest is for those who ask for the guest's status.
 	pid      atomic.Int64
@@ -74,7 +77,9 @@ func (g *guest) watch(
 			return exit
 
 		case sig := <-signals:
-			deadline = g.handleSignal(sig)
+			if !g.passOn(sig) {
+				deadline = g.handleSignal(sig)
+			}
 
 		case <-deadline:
 			if g.stop == nil { // the command did not end when it was told to, or the guest without its agent
@@ -88,7 +93,7 @@ func (g *guest) watch(
 			switch {
 			case g.stop != nil:
 			case errors.Is(end.err, agent.ErrGone): // as it is when the guest powers off
-				deadline = time.After(goneGrace)
+				deadline = time.After(g.goneGrace())
 			default:
 				g.beginStop()
 				deadline = g.stop.next()
@@ -138,15 +143,28 @@ func (g *guest) lastWords(events <-chan mconsole.Notification, session <-chan se
 	}
 }
 
+// passOn gives the command a signal that is its alone, and reports whether it is. Before there is a command that could
+// have a handler it is dropped, as for a process 1.
+func (g *guest) passOn(sig os.Signal) bool {
+	if g.session == nil || !slices.Contains(g.session.own, sig) {
+		return false
+	}
+	if client, _ := g.link.current(); client != nil {
+		g.session.signal(sig)
+	}
+	return true
+}
+
 // handleSignal does what a signal to the container asks for, and returns when to go on. The first one is the command's,
-// if there is one: what is run in a container gets its signals.
+// if there is one: what is run in a container gets its signals. The command and the power-off then share STOP_TIMEOUT.
 func (g *guest) handleSignal(sig os.Signal) <-chan time.Time {
 	first := g.signal == 0
 	g.signal, _ = sig.(unix.Signal)
 	if g.stop == nil && first && g.session != nil && g.result == nil {
 		if client, _ := g.link.current(); client != nil {
 			g.session.signal(sig)
-			return time.After(g.stopTimeout)
+			g.stopBy = time.Now().Add(g.stopTimeout)
+			return time.After(g.stopTimeout - shareOf(g.stopTimeout))
 		}
 	}
 	if g.stop == nil {
@@ -154,6 +172,14 @@ func (g *guest) handleSignal(sig os.Signal) <-chan time.Time {
 		g.beginStop()
 	}
 	return g.stop.next()
+}
+
+// goneGrace is how long the guest may go on without its agent, within the time that the first signal left it.
+func (g *guest) goneGrace() time.Duration {
+	if g.stopBy.IsZero() {
+		return goneGrace
+	}
+	return min(goneGrace, time.Until(g.stopBy)-shareOf(g.stopTimeout))
 }
 
 // beginStop chooses the way down.

@@ -23,6 +23,7 @@ type session struct {
 	tty     attach.TTY
 	streams attach.Streams
 	signals chan os.Signal
+	own     []os.Signal // Command.Signals
 	ended   chan sessionEnd
 }
 
@@ -35,11 +36,12 @@ type sessionEnd struct {
 func newSession(c Command, s Streams) *session {
 	return &session{
 		command: c.Command, init: c.Init, tty: c.TTY, streams: attach.Streams(s),
-		signals: make(chan os.Signal, 8), ended: make(chan sessionEnd, 1),
+		signals: make(chan os.Signal, 8), own: c.Signals, ended: make(chan sessionEnd, 1),
 	}
 }
 
-// run runs the command as soon as the agent is there.
+// run runs the command as soon as the agent is there, which is after the start hooks: ctx, which ends with the kernel, is
+// the only limit.
 func (s *session) run(ctx context.Context, l *agentLink) {
 	client, err := l.wait(ctx)
 	if err != nil {

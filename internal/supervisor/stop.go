@@ -15,8 +15,10 @@ import (
 const (
 	// commandTimeout bounds the wait for the management console's answer. A busy guest takes milliseconds.
 	commandTimeout = 500 * time.Millisecond
-	// agentTimeout bounds the wait for the agent's answer.
-	agentTimeout = time.Second
+	// agentTimeout bounds the wait for the agent's answer, which comes after those to at most two questions for its status,
+	// a health check's and that of a run that waits for the init: 0.55 s each (cmd/guest, initQuery). It itself takes
+	// milliseconds.
+	agentTimeout = 1500 * time.Millisecond
 	// bootGrace is for a kernel that has only just been started to come far enough to take a command: 0.1 s as a rule.
 	bootGrace = time.Second
 	// syncGrace lets the guest's sync get going before anything else happens.
@@ -24,7 +26,21 @@ const (
 	// remountGrace is what the emergency remount gets, and haltGrace the kernel's exit.
 	remountGrace = 700 * time.Millisecond
 	haltGrace    = 700 * time.Millisecond
+	// powerOffShare is the part of STOP_TIMEOUT that a command leaves for the power-off: our own init gives processes 2 s
+	// between SIGTERM and SIGKILL, and a sync follows.
+	powerOffShare = 2500 * time.Millisecond
 )
+
+// shareOf is powerOffShare of a STOP_TIMEOUT, half of one that is short.
+func shareOf(timeout time.Duration) time.Duration { return min(powerOffShare, timeout/2) }
+
+// powerOffGrace is how long the guest may take to power off: STOP_TIMEOUT, or what the command has left of it.
+func (g *guest) powerOffGrace() time.Duration {
+	if g.stopBy.IsZero() {
+		return g.stopTimeout
+	}
+	return max(time.Until(g.stopBy), shareOf(g.stopTimeout))
+}
 
 // rung is one step of the way down: an action, and the time until the next one is tried.
 type rung struct {
@@ -45,7 +61,7 @@ type stopLadder struct {
 func newStopLadder(g *guest) *stopLadder {
 	l := &stopLadder{guest: g}
 	l.rungs = []rung{
-		{"power off", g.askForPowerOff, g.stopTimeout},
+		{"power off", g.askForPowerOff, g.powerOffGrace()},
 		{"remount read-only", func() error { return g.command("sysrq u") }, remountGrace},
 		{"halt", func() error { return g.command("halt") }, haltGrace},
 		l.kill(),
@@ -68,12 +84,13 @@ func (g *guest) askForPowerOff() error {
 	var how agent.PowerOff
 	err := g.link.call(ctx, agent.RequestPowerOff, struct{}{}, &how)
 	if err == nil || errors.Is(err, agent.ErrGone) { // it may have been quicker than its answer
-		g.log.Debug().Str("by", how.By).Msg("the guest's agent asks for the end")
+		g.log.Debug().Str("by", agent.Printable(how.By)).Msg("the guest's agent asks for the end")
 		return nil
 	}
 	g.log.Debug().Err(err).Msg("the guest's agent was not asked; Ctrl-Alt-Del instead")
 	// An init that never took over Ctrl-Alt-Del (a shell, say) is not asked: the kernel restarts on the spot.
-	if err := g.command("sysrq s"); err != nil {
+	// Its answer is late where the guest is busy, which makes Ctrl-Alt-Del no less due.
+	if err := g.command("sysrq s"); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	time.Sleep(syncGrace)

@@ -64,6 +64,9 @@ type Command struct {
 	TTY attach.TTY
 	// Init says that the guest's own init runs beside it.
 	Init bool
+	// Signals are the command's alone: to the guest they mean nothing. Of all others, which ask for the end, the first
+	// one is the command's.
+	Signals []os.Signal
 }
 
 // Run boots the guest that cfg describes and returns the exit code when it has ended. A guest that reboots is booted
@@ -72,8 +75,9 @@ func Run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams) 
 	leaveCPU()
 	log := newLogger(streams.Stderr, cfg.LogLevel, cfg.LogFormat)
 	warn(cfg, job, log)
+	in := newInput(streams.Stdin)
 	for {
-		end, err := run(cfg, job, signals, streams, log)
+		end, err := run(cfg, job, signals, streams, in, log)
 		if err != nil {
 			for line := range strings.SplitSeq(err.Error(), "\n") {
 				log.Error().Msg(line)
@@ -96,7 +100,10 @@ type end struct {
 // failed is the end of a guest that could not be started.
 var failed = end{code: exitFailed}
 
-func run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams, log zerolog.Logger) (end, error) {
+// run is Run for one boot; in reads the stdin of streams for the console of each.
+func run(
+	cfg config.Config, job Job, signals <-chan os.Signal, streams Streams, in *input, log zerolog.Logger,
+) (end, error) {
 	dir, err := control.MakeRunDir()
 	if err != nil {
 		return failed, err
@@ -156,7 +163,7 @@ func run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams, 
 		g.session = newSession(*job.Command, streams)
 		consoleStreams = nil // they are the command's
 	}
-	con, err := openConsole(consoleStreams, cfg.LogFormat, messages)
+	con, err := openConsole(consoleStreams, in, cfg.LogFormat, messages)
 	if err != nil {
 		return failed, err
 	}
@@ -261,7 +268,7 @@ func warn(cfg config.Config, job Job, log zerolog.Logger) {
 	}
 	warnRules(cfg.NetAllow, log)
 	warnHooks(cfg.Hooks, log)
-	if cfg.PasswordDefault && job.Command == nil { // nobody logs in to a guest that is there for a command
+	if cfg.PasswordDefault && job.Command == nil { // a guest that is there for a command gets no default
 		log.Warn().Msg("root may log in with the publicly known default password, unless it has one of its own; " +
 			"set ROOT_PASSWORD, or SSH_AUTHORIZED_KEYS to allow keys alone")
 	}
@@ -276,6 +283,11 @@ func bootSettings(cfg config.Config, job Job, log zerolog.Logger) boot.Settings 
 		AuthorizedKeys:  cfg.AuthorizedKeys,
 		NoInit:          job.Command != nil && !job.Command.Init,
 		SSH:             forwardsTCP(cfg.Ports, sshPort),
+	}
+	if cfg.PasswordDefault && job.Command != nil {
+		// Nobody asked for a login, and nobody was warned of the public password: it is not written into the user's tree.
+		// Where a boot before has left it, it is closed, for PORTS may lead there.
+		settings.RootPassword, settings.LoginUnasked = "", true
 	}
 	if !cfg.Net {
 		return settings

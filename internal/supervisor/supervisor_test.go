@@ -90,6 +90,24 @@ func TestWarnRules(t *testing.T) {
 	}
 }
 
+// TestRunSetsNoPublicPassword checks that a guest for one command, of which nobody is warned, gets no password that nobody
+// asked for, and keeps what was asked for.
+func TestRunSetsNoPublicPassword(t *testing.T) {
+	byDefault := config.Config{RootPassword: config.DefaultRootPassword, PasswordDefault: true}
+	run := Job{Command: &Command{}}
+	if s := bootSettings(byDefault, run, zerolog.Nop()); s.RootPassword != "" || !s.LoginUnasked ||
+		s.DefaultPassword != config.DefaultRootPassword {
+		t.Errorf("run by default: %+v", s)
+	}
+	if s := bootSettings(byDefault, Job{}, zerolog.Nop()); s.RootPassword != config.DefaultRootPassword || s.LoginUnasked {
+		t.Errorf("a boot by default: %+v", s)
+	}
+	chosen := config.Config{RootPassword: config.DefaultRootPassword}
+	if s := bootSettings(chosen, run, zerolog.Nop()); s.RootPassword == "" || !s.PasswordForced || s.LoginUnasked {
+		t.Errorf("run with a password: %+v", s)
+	}
+}
+
 func TestGuestNetwork(t *testing.T) {
 	n := guestNetwork(dns.Config{Search: []string{"example.org"}, Options: []string{"ndots:2"}})
 	var got []string

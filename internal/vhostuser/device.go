@@ -1,6 +1,5 @@
 // Package vhostuser is the device's end (the back end) of vhost-user: a virtio device in another process than its
-// driver, with the driver's memory shared. UML has the other end built in (arch/um/drivers/virtio_uml.c), and so has
-// QEMU.
+// driver, with the driver's memory shared. UML has the other end built in (arch/um/drivers/virtio_uml.c).
 //
 // Sources: QEMU, docs/interop/vhost-user.rst; virtio 1.2, sections 2.6 and 2.7.
 package vhostuser
@@ -22,7 +21,7 @@ import (
 //
 // The driver connects to a unix socket, agrees on features, hands over descriptors of its memory and the addresses of
 // its rings in it, and two descriptors per ring: kick, an eventfd by which it says that it has put something into the
-// ring, and call, by which we say that we have.
+// ring, and call, a pipe by which we say that we have.
 //
 // A Device serves one connection. Serve handles the messages, and for each queue that runs there is a goroutine that
 // waits for kicks and calls the handler. All else, reading and filling the rings, is the user's, in whatever goroutine
@@ -39,7 +38,9 @@ import (
 // Trust. The driver is the guest's kernel, and a guest's root owns that. Everything in its memory may be wrong, and
 // change while it is looked at. A descriptor that leaves the memory, a chain without an end, a message out of order:
 // each ends the connection with an error, and nothing else. A front end that truncates the file of its memory makes
-// our access fault; Guard turns that into an error.
+// our access fault; Guard turns that into an error. And a descriptor that we share with it may become blocking at any
+// time: kicks are never read (see above), and calls are written to a description of the pipe that is ours alone, so that a
+// pipe which is full keeps no lock from Close. An eventfd, as QEMU has it, cannot be opened a second time, and is refused.
 //
 // Order of the end: stop each queue, under its lock, and its goroutine; close the descriptors; unmap.
 
@@ -323,18 +324,40 @@ func (d *Device) setVringFD(m *Message) error {
 	if err != nil {
 		return err
 	}
-	// A call must not block, and Go's poller takes a kick only so. UML's eventfd is blocking; its driver does not mind.
+	if m.Request == SetVringCall {
+		call, err := ownPipe(fd)
+		_ = unix.Close(fd)
+		if err != nil {
+			return err
+		}
+		q.setCall(call)
+		return nil
+	}
+	// Go's poller takes a kick only so. UML's eventfd is blocking; its driver does not mind.
 	if err := unix.SetNonblock(fd, true); err != nil {
 		_ = unix.Close(fd)
 		return os.NewSyscallError("fcntl", err)
 	}
-	if m.Request == SetVringCall {
-		q.setCall(fd)
-		return nil
-	}
 	q.stop()
 	q.setKick(os.NewFile(uintptr(fd), fmt.Sprintf("kicks of queue %d", q.index)))
 	return d.startQueue(q)
+}
+
+// ownPipe opens the pipe that fd is the end of once more, for writes that never block. The front end shares the flags of
+// fd, and could make writes to it block again, but not those of the new descriptor.
+func ownPipe(fd int) (int, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return -1, os.NewSyscallError("fstatfs", err)
+	}
+	if fs.Type != unix.PIPEFS_MAGIC {
+		return -1, errors.New("a call has to be a pipe: nothing else can be kept from blocking us")
+	}
+	own, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open a pipe for calls: %w", os.NewSyscallError("open", err))
+	}
+	return own, nil
 }
 
 // startQueue starts a queue, and the goroutine that waits for its kicks, if it is due and does not run yet.
@@ -398,7 +421,8 @@ const MaxPath = 107
 // guest. Closing it removes it.
 func Listen(path string) (*net.UnixListener, error) {
 	if len(path) > MaxPath {
-		return nil, fmt.Errorf("the path of its socket is %d bytes long, at most %d are possible: %s", len(path), MaxPath, path)
+		return nil, fmt.Errorf("the path of its socket is %d bytes long, at most %d are possible: %s; set TMPDIR or "+
+			"XDG_RUNTIME_DIR, whichever it begins with, to a shorter directory", len(path), MaxPath, path)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {

@@ -46,7 +46,7 @@ func TestHandshake(t *testing.T) {
 	for i := range f.rings {
 		f.offer(i)
 		eventually(t, "the buffer is used", func() bool { return f.rings[i].usedIndex() == 1 })
-		eventually(t, "a call", func() bool { return rung(f.calls[i]) == 1 })
+		eventually(t, "a call", func() bool { return rung(f.calls[i][0]) == 1 })
 	}
 	f.conn.Close()
 	if err := f.end(); !errors.Is(err, io.EOF) {
@@ -285,12 +285,12 @@ func TestRestart(t *testing.T) {
 	use("served when enabled again")
 	expectStarts(2)
 
-	f.calls[0] = eventfd(t)
-	f.tell(SetVringCall, words(0), f.calls[0])
+	f.calls[0] = pipe(t)
+	f.tell(SetVringCall, words(0), f.calls[0][1])
 	expectStarts(2)
 	f.rings[0].askForCall(f.rings[0].avail)
 	use("served with another call")
-	eventually(t, "calls arrive at the new descriptor", func() bool { return rung(f.calls[0]) > 0 })
+	eventually(t, "calls arrive at the new descriptor", func() bool { return rung(f.calls[0][0]) > 0 })
 	f.tell(SetVringCall, words(vringNoFD))
 	f.sync()
 	f.rings[0].askForCall(f.rings[0].avail)
@@ -472,7 +472,7 @@ func TestNoLostWakeUp(t *testing.T) {
 		}
 		r := &f.rings[0]
 		r.eventIdx = eventIdx
-		fd, err := unix.Dup(f.calls[0])
+		fd, err := unix.Dup(f.calls[0][0])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -566,4 +566,38 @@ func FuzzMessages(f *testing.F) {
 		}
 		e.end()
 	})
+}
+
+// TestCallMadeBlocking has a front end that fills the pipe of its calls and makes it blocking: the device goes on, and ends
+// when it is closed.
+func TestCallMadeBlocking(t *testing.T) {
+	f := connect(t, Options{Kicked: echo})
+	f.setUp(len(steps))
+	call := f.calls[0][1]
+	for {
+		if _, err := unix.Write(call, make([]byte, 4096)); err != nil {
+			break
+		}
+	}
+	if err := unix.SetNonblock(call, false); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		f.rings[0].askForCall(f.rings[0].used)
+		f.offer(0)
+		eventually(t, "the buffer is used", func() bool { _, ok := f.rings[0].takeUsed(); return ok })
+	}
+	f.device.Close()
+	if err := f.end(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Serve() = %v, want %v", err, net.ErrClosed)
+	}
+}
+
+// TestCallNoPipe has a front end with a call that it could make block.
+func TestCallNoPipe(t *testing.T) {
+	f := connect(t, Options{})
+	f.tell(SetVringCall, words(0), eventfd(t))
+	if err := f.end(); err == nil || !strings.Contains(err.Error(), "has to be a pipe") {
+		t.Errorf("Serve() = %v, want that it has to be a pipe", err)
+	}
 }

@@ -108,6 +108,20 @@ func eventfd(t testing.TB) int {
 	return fd
 }
 
+// pipe is a call as UML's: what is written to its second end can be read from the first.
+func pipe(t testing.TB) [2]int {
+	t.Helper()
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+	})
+	return fds
+}
+
 func ring(fd int) { unix.Write(fd, binary.LittleEndian.AppendUint64(nil, 1)) }
 
 // rung is how often an eventfd was written to.
@@ -129,7 +143,7 @@ type frontEnd struct {
 	mem    []byte
 	rings  [2]driver
 	kicks  [2]int
-	calls  [2]int
+	calls  [2][2]int // pipes
 }
 
 // allFeatures are those of a test's device.
@@ -151,7 +165,7 @@ func connect(t testing.TB, o Options) *frontEnd {
 	go func() { f.done <- f.device.Serve(unixConn(t, fds[1])) }()
 	f.memory()
 	for i := range f.kicks {
-		f.kicks[i], f.calls[i] = eventfd(t), eventfd(t)
+		f.kicks[i], f.calls[i] = eventfd(t), pipe(t)
 		f.rings[i] = driver{mem: f.mem[i*ringBytes : (i+1)*ringBytes], eventIdx: true}
 	}
 	t.Cleanup(func() {
@@ -255,11 +269,11 @@ var steps = []func(f *frontEnd){
 	func(f *frontEnd) { f.tell(SetProtocolFeatures, words(ProtocolConfig)) },
 	func(f *frontEnd) { f.tell(SetFeatures, words(allFeatures)) },
 	func(f *frontEnd) { f.tell(SetMemTable, memTable(wholeMemory), int(f.file.Fd())) },
-	func(f *frontEnd) { f.tell(SetVringCall, words(0), f.calls[0]) },
+	func(f *frontEnd) { f.tell(SetVringCall, words(0), f.calls[0][1]) },
 	func(f *frontEnd) { f.tell(SetVringNum, state(0, entries)) },
 	func(f *frontEnd) { f.tell(SetVringBase, state(0, 0)) },
 	func(f *frontEnd) { f.tell(SetVringAddr, ringAddr(0)) },
-	func(f *frontEnd) { f.tell(SetVringCall, words(1), f.calls[1]) },
+	func(f *frontEnd) { f.tell(SetVringCall, words(1), f.calls[1][1]) },
 	func(f *frontEnd) { f.tell(SetVringNum, state(1, entries)) },
 	func(f *frontEnd) { f.tell(SetVringBase, state(1, 0)) },
 	func(f *frontEnd) { f.tell(SetVringAddr, ringAddr(1)) },
