@@ -39,6 +39,7 @@
 //	-e, --env NAME[=VALUE]    may be repeated; without a value that of our own
 //	-t, --tty                 a terminal in the guest; without it, where stdin and stdout are terminals
 //	-T, --no-tty              never a terminal
+//	-i, --interactive         ignored, stdin is always passed on: -it is -t
 //	--init                    run: start the guest's own init beside the command
 //	--dir DIR                 exec, status, healthcheck, net: look for the guest there only
 //
