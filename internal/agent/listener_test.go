@@ -62,7 +62,6 @@ func startSSH(t *testing.T, keys ...string) *sshServer {
 		if err := <-served; err != nil {
 			t.Errorf("ServeListener = %v", err)
 		}
-		server.Wait()
 	})
 	return s
 }

@@ -60,7 +60,6 @@ type ServerOptions struct {
 type Server struct {
 	options  ServerOptions
 	accounts accounts
-	commands sync.WaitGroup // waiting for commands to end
 }
 
 // NewServer returns a server that does nothing yet.
@@ -72,7 +71,7 @@ func NewServer(options ServerOptions) *Server {
 }
 
 // Serve serves one stream until the client closes it, which is no error, or ctx ends, and closes it. When it returns all
-// sessions have ended. Commands that ignore SIGHUP go on; Wait waits for them.
+// sessions have ended. Commands that ignore SIGHUP go on, each with a goroutine that waits for it.
 //
 // A Read of conn must end when conn is closed, which that of a file does if the file can be polled.
 func (s *Server) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
@@ -82,9 +81,6 @@ func (s *Server) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	}
 	return err
 }
-
-// Wait waits until those commands have ended that went on without their session. It is for after Serve.
-func (s *Server) Wait() { s.commands.Wait() }
 
 // ServeListener accepts connections until ctx ends or the listener fails, and closes it. Then all connections are
 // closed. It logs what went wrong with single ones.
