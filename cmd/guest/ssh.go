@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"docker-usermode-linux/internal/agent"
+	"docker-usermode-linux/internal/rootfs"
 )
 
 // sshRetry is how long after a failure port 22 is tried again: a server that was just removed may still have it.
@@ -58,7 +59,7 @@ func serveSSHUntil(ctx context.Context) error {
 		return err
 	}
 	defer root.Close()
-	key, err := agent.HostKey(root, noteAgent)
+	key, err := rootfs.HostKey(root, noteAgent)
 	if err != nil {
 		return err
 	}
