@@ -128,8 +128,11 @@ func parseListening(data []byte) (ports []uint16) {
 func systemdUp() (bool, string) {
 	ctx, cancel := context.WithTimeout(context.Background(), initQuery)
 	defer cancel()
-	out, _ := exec.CommandContext(ctx, "systemctl", "is-system-running").Output() // exit code 1 for most of them
-	state := strings.TrimSpace(string(out))
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, "systemctl", "is-system-running")
+	cmd.Stdout = &out
+	_ = runUnprotected(cmd) // exit code 1 for most states
+	state := strings.TrimSpace(out.String())
 	return state == "running" || state == "degraded", state
 }
 
