@@ -104,7 +104,7 @@ func (r *requests) powerOff() (how agent.PowerOff, err error) {
 	}
 	go func() {
 		if runHooks {
-			noteErr("%w", r.hooks.run(boot.StageStop, hookEnv(os.Environ())))
+			noteErr("%w", r.hooks.run(boot.StageStop, r.hookEnv))
 		}
 		for system = findInit(); !r.ready(system); system = findInit() {
 			time.Sleep(readyPoll)
