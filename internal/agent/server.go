@@ -82,8 +82,8 @@ func (s *Server) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	return err
 }
 
-// ServeListener accepts connections until ctx ends or the listener fails, and closes it. Then all connections are
-// closed. It logs what went wrong with single ones.
+// ServeListener accepts connections until the listener is closed, and returns when the last of them is over. If ctx ends,
+// or the listener fails, it closes the listener and all connections. It logs what went wrong with single ones.
 //
 // New connections are dropped while too many have not logged in, or are there at all.
 func (s *Server) ServeListener(ctx context.Context, listener net.Listener) error {
@@ -100,6 +100,10 @@ func (s *Server) ServeListener(ctx context.Context, listener net.Listener) error
 			if err == nil {
 				conn.Close()
 			}
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			connections.Wait() // others may listen from now on, which is no reason to cut these off
 			return nil
 		}
 		if isTemporary(err) {
