@@ -409,6 +409,25 @@ func TestSSHServerInstalled(t *testing.T) {
 	}
 }
 
+// TestKeysOnly refuses the password of an account of the image.
+func TestKeysOnly(t *testing.T) {
+	signer, _, line := newKey(t)
+	s := startSSHWith(t, &Authenticator{KeysOnly: true}, line)
+	asked := false
+	_, err := s.dial(ssh.PasswordCallback(func() (string, error) {
+		asked = true
+		return password, nil
+	}))
+	if err == nil || asked {
+		t.Errorf("with the password: %v, asked for it %t, want a refusal", err, asked)
+	}
+	client, err := s.dial(ssh.PublicKeys(signer))
+	if err != nil {
+		t.Fatalf("with the key: %v", err)
+	}
+	client.Close()
+}
+
 // TestEndOfWrite has a client that reads no more. OpenSSH's says so to servers that call themselves OpenSSH.
 func TestEndOfWrite(t *testing.T) {
 	s := startSSH(t)
