@@ -79,7 +79,8 @@
 //	ROOT_PASSWORD        Password of root in the guest. Default voidlinux, which is public: a warning says so.
 //	                     The default is only given to a root that has no password yet.
 //	SSH_AUTHORIZED_KEYS  Public keys that may log in as root: lines of an authorized_keys file, or the path of
-//	                     one. When set, and ROOT_PASSWORD is not, root gets no password, and OpenSSH takes keys alone.
+//	                     one. When set, and ROOT_PASSWORD is not, root gets no password, and keys alone are taken: by
+//	                     OpenSSH, and by the server that a guest without one gets.
 //	ROOT_PASSWORD_FILE   Path of a file with the password, which may end in a line break: a secret of Docker or Compose.
 //	                     Instead of ROOT_PASSWORD, not beside it.
 //	SSH_AUTHORIZED_KEYS_FILE

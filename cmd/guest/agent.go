@@ -56,6 +56,8 @@ const (
 type agentTask struct {
 	// SSH has the agent serve port 22 where the root file system has no SSH server.
 	SSH bool `json:"ssh"`
+	// KeysOnly has it accept no passwords there.
+	KeysOnly bool `json:"keys_only"`
 	// OwnInit says that this program stays as process 1.
 	OwnInit bool `json:"own_init"`
 }
@@ -125,7 +127,7 @@ func agentMain() int {
 	noteErr("agent: %w", os.WriteFile("/proc/self/oom_score_adj", strconv.AppendInt(nil, unkillable, 10), 0))
 	ctx := context.Background()
 	if task.SSH {
-		go serveSSH(ctx)
+		go keepSSH(task.KeysOnly)
 	}
 	serveSupervisor(ctx, &requests{hooks: hooks, hookEnv: env, ownInit: task.OwnInit})
 	return 0
