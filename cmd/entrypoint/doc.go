@@ -39,6 +39,7 @@
 //	-e, --env NAME[=VALUE]    may be repeated; without a value that of our own
 //	-t, --tty                 a terminal in the guest; without it, where stdin and stdout are terminals
 //	-T, --no-tty              never a terminal
+//	-i, --interactive         ignored, stdin is always passed on: -it is -t
 //	--init                    run: start the guest's own init beside the command
 //	--dir DIR                 exec, status, healthcheck, net: look for the guest there only
 //
@@ -79,7 +80,8 @@
 //	                     The default is only given to a root that has no password yet, and not with run, which closes
 //	                     it where a boot before has left it.
 //	SSH_AUTHORIZED_KEYS  Public keys that may log in as root: lines of an authorized_keys file, or the path of
-//	                     one. When set, and ROOT_PASSWORD is not, root gets no password, and OpenSSH takes keys alone.
+//	                     one. When set, and ROOT_PASSWORD is not, root gets no password, and keys alone are taken: by
+//	                     OpenSSH, and by the server that a guest without one gets.
 //	ROOT_PASSWORD_FILE   Path of a file with the password, which may end in a line break: a secret of Docker or Compose.
 //	                     Instead of ROOT_PASSWORD, not beside it.
 //	SSH_AUTHORIZED_KEYS_FILE

@@ -46,13 +46,17 @@ func parseGuestCommand(name string, args []string) (guestCommand, error) {
 	} {
 		flags.BoolVar(p, name, false, "")
 	}
+	// How everyone writes them for Docker; package flag knows no other letters in one word.
+	for _, name := range []string{"it", "ti"} {
+		flags.BoolVar(&force, name, false, "") // -i is ignored
+	}
 	switch name {
 	case "exec":
 		flags.StringVar(&c.dir, "dir", "", "")
 	case "run":
 		flags.BoolVar(&c.init, "init", false, "")
 	}
-	if err := flags.Parse(splitShort(args)); err != nil {
+	if err := flags.Parse(args); err != nil {
 		return c, err
 	}
 	switch {
@@ -66,14 +70,6 @@ func parseGuestCommand(name string, args []string) (guestCommand, error) {
 	c.Env = env
 	c.Args = flags.Args()
 	return c, nil
-}
-
-// splitShort takes apart -it and -ti at the front, which is how everyone writes them for Docker.
-func splitShort(args []string) []string {
-	if len(args) > 0 && (args[0] == "-it" || args[0] == "-ti") {
-		return append([]string{"-i", "-t"}, args[1:]...)
-	}
-	return args
 }
 
 // envList is a list of variables: NAME=VALUE, or NAME for one that is set here.

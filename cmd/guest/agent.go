@@ -56,6 +56,8 @@ const (
 type agentTask struct {
 	// SSH has the agent serve port 22 where the root file system has no SSH server.
 	SSH bool `json:"ssh"`
+	// KeysOnly has it accept no passwords there.
+	KeysOnly bool `json:"keys_only"`
 	// OwnInit says that this program stays as process 1.
 	OwnInit bool `json:"own_init"`
 }
@@ -84,7 +86,7 @@ func startAgent(hooks *hookTree) (task *os.File, err error) {
 		files = append(files, hooks.dir.Fd())
 	}
 	_, err = syscall.ForkExec("/proc/self/exe", []string{agentName, agentRole}, &syscall.ProcAttr{
-		Env:   []string{defaultPath},
+		Env:   initEnv(os.Environ()), // for the hooks at the stop
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
@@ -106,7 +108,7 @@ func giveTask(pipe *os.File, task agentTask) error {
 // agentMain is the agent's process.
 func agentMain() int {
 	debug.SetGCPercent(gcPercent)
-	hooks := inheritHooks()
+	hooks, env := inheritHooks(), takeEnv()
 	// What the init does to all processes at shutdown is not meant for this one; the kernel ends it.
 	// Not by ignoring them: that would be inherited.
 	unwanted := []os.Signal{unix.SIGHUP, unix.SIGINT}
@@ -125,9 +127,9 @@ func agentMain() int {
 	noteErr("agent: %w", os.WriteFile("/proc/self/oom_score_adj", strconv.AppendInt(nil, unkillable, 10), 0))
 	ctx := context.Background()
 	if task.SSH {
-		go serveSSH(ctx)
+		go keepSSH(task.KeysOnly)
 	}
-	serveSupervisor(ctx, &requests{hooks: hooks, ownInit: task.OwnInit})
+	serveSupervisor(ctx, &requests{hooks: hooks, hookEnv: env, ownInit: task.OwnInit})
 	return 0
 }
 
@@ -139,6 +141,16 @@ func inheritHooks() *hookTree {
 	}
 	unix.CloseOnExec(hooksFD)
 	return &hookTree{dir: os.NewFile(hooksFD, "hooks"), mount: hooksMount}
+}
+
+// takeEnv returns the environment of the hooks, which is the kernel's NAME=value, and leaves none but a PATH: what else
+// the agent starts is not to inherit it, and the init's tools are not searched in a PATH that is meant for hooks.
+func takeEnv() []string {
+	env := hookEnv(os.Environ())
+	os.Clearenv()
+	name, value, _ := strings.Cut(defaultPath, "=")
+	_ = os.Setenv(name, value) // fails for a name that is none
+	return env
 }
 
 // takeTask waits for the task, and makes the new root the agent's.
@@ -198,7 +210,8 @@ func noteAgent(err error) { note(fmt.Errorf("agent: %w", err)) }
 // requests answers the supervisor.
 type requests struct {
 	hooks    *hookTree // nil: none
-	ownInit  bool      // this program stays as process 1
+	hookEnv  []string
+	ownInit  bool // this program stays as process 1
 	stopping sync.Once
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"docker-usermode-linux/internal/agent"
 	"docker-usermode-linux/internal/boot"
 )
 
@@ -166,7 +167,7 @@ func runHook(name string, env []string) error {
 	}
 	// Without a standard input: what is typed meanwhile is for the login.
 	cmd := &exec.Cmd{Path: argv[0], Args: argv, Env: env, Dir: "/", Stdout: os.Stdout, Stderr: os.Stderr}
-	err := cmd.Run()
+	err := runUnprotected(cmd)
 	exit, ran := errors.AsType[*exec.ExitError](err)
 	switch {
 	case err == nil:
@@ -178,6 +179,14 @@ func runHook(name string, env []string) error {
 		return &exitError{codeExec, fmt.Errorf("hook %s: %w", path.Base(name), err)}
 	}
 	return &exitError{exitCode(unix.WaitStatus(exit.Sys().(syscall.WaitStatus))), fmt.Errorf("hook %s: %w", path.Base(name), err)}
+}
+
+// runUnprotected is cmd.Run for what the agent starts.
+func runUnprotected(cmd *exec.Cmd) error {
+	if err := agent.StartUnprotected(cmd.Start); err != nil {
+		return err
+	}
+	return cmd.Wait()
 }
 
 // hookEnv is initEnv with the home that root has.

@@ -138,3 +138,27 @@ func TestHookEnv(t *testing.T) {
 		t.Errorf("hookEnv(%q) = %q, want %q", env, got, want)
 	}
 }
+
+// TestStopHooksGetKernelArguments has the agent keep NAME=value of the kernel's command line for its hooks, as those at
+// the start have it, and for them alone.
+func TestStopHooksGetKernelArguments(t *testing.T) {
+	before := os.Environ()
+	t.Cleanup(func() {
+		os.Clearenv()
+		for _, v := range before {
+			name, value, _ := strings.Cut(v, "=")
+			os.Setenv(name, value)
+		}
+	})
+	os.Clearenv()
+	for name, value := range map[string]string{"HOME": "/", "MINE": "a=b", "PATH": "/mine"} {
+		os.Setenv(name, value)
+	}
+	start := hookEnv(os.Environ())
+	if stop := takeEnv(); !slices.Equal(stop, start) || !slices.Contains(stop, "MINE=a=b") {
+		t.Errorf("takeEnv() = %q, want %q, as at the start", stop, start)
+	}
+	if got := os.Environ(); !slices.Equal(got, []string{defaultPath}) {
+		t.Errorf("the agent keeps %q, want %q", got, defaultPath)
+	}
+}

@@ -11,8 +11,8 @@
 //     as early as possible.
 //  3. The root file system on /newroot: hostfs, or what root=, rootfstype=, rootflags=, ro and rw say (root.go).
 //     Without an init in it nothing is written: it may be a directory that was mounted there by mistake.
-//  4. The agent, a process of this program that stays and serves the supervisor (agent.go). Password, keys and SSH
-//     server, edited in place (package rootfs).
+//  4. The agent, a process of this program that stays and serves the supervisor (agent.go), and starts another one for
+//     SSH where the guest has no server (ssh.go). Password, keys and SSH server, edited in place (package rootfs).
 //  5. /etc/resolv.conf, /etc/hostname and /etc/hosts are files on a small tmpfs, bind-mounted over the root file
 //     system's own as Docker does it, so that those stay as they are (etc.go).
 //  6. The initramfs is emptied, and /newroot becomes / (switchroot.go).
@@ -63,10 +63,12 @@ func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
-	if os.Getpid() != 1 && len(os.Args) == 2 {
+	if os.Getpid() != 1 && len(os.Args) > 1 {
 		switch os.Args[1] {
 		case agentRole:
 			os.Exit(agentMain())
+		case sshRole:
+			os.Exit(sshMain(os.Args[2:]))
 		case agent.SFTPServerArg:
 			if err := agent.ServeSFTP(); err != nil {
 				os.Exit(1) // the client sees that; stderr is its terminal
@@ -145,7 +147,9 @@ func run() (err error) {
 	if own {
 		signals = ownSignals()
 	}
-	noteErr("start the agent: %w", giveTask(task, agentTask{SSH: settings.SSH, OwnInit: own}))
+	noteErr("start the agent: %w", giveTask(task, agentTask{
+		SSH: settings.SSH, KeysOnly: settings.KeysOnly(), OwnInit: own,
+	}))
 	if own {
 		return stay(shell, signals)
 	}

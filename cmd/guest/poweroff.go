@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -104,7 +105,7 @@ func (r *requests) powerOff() (how agent.PowerOff, err error) {
 	}
 	go func() {
 		if runHooks {
-			noteErr("%w", r.hooks.run(boot.StageStop, hookEnv(os.Environ())))
+			noteErr("%w", r.hooks.run(boot.StageStop, r.hookEnv))
 		}
 		for system = findInit(); !r.ready(system); system = findInit() {
 			time.Sleep(readyPoll)
@@ -159,7 +160,7 @@ func (system initSystem) powerOff() (agent.PowerOff, error) {
 	case system.command != nil:
 		if path, err := exec.LookPath(system.command[0]); err == nil {
 			cmd := exec.Command(path, system.command[1:]...)
-			if err := cmd.Start(); err == nil {
+			if err := agent.StartUnprotected(cmd.Start); err == nil {
 				go func() { _ = cmd.Wait() }() // how the guest ends tells all
 				return agent.PowerOff{By: strings.Join(system.command, " ")}, nil
 			}
@@ -179,12 +180,36 @@ func endGuest() {
 }
 
 // endProcesses tells all processes but this one and process 1 to end, waits until they have or their grace is over, and
-// kills the rest.
+// kills the rest. Those with a terminal are hung up, too: an interactive shell ignores SIGTERM.
 func endProcesses(wait func(grace <-chan time.Time)) {
 	_ = unix.Kill(-1, unix.SIGTERM) // fails if there are none
+	for _, pid := range onTerminals() {
+		_ = unix.Kill(pid, unix.SIGHUP) // fails if it has ended
+	}
 	_ = unix.Kill(-1, unix.SIGCONT)
 	wait(time.After(killGrace))
 	_ = unix.Kill(-1, unix.SIGKILL)
+}
+
+// onTerminals returns the processes that have a controlling terminal, but this one and process 1.
+func onTerminals() (pids []int) {
+	entries, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range entries {
+		data, _ := os.ReadFile(path)
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err == nil && pid != 1 && pid != os.Getpid() && hasTerminal(data) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// hasTerminal reads /proc/PID/stat (proc_pid_stat(5)): behind the name in parentheses, which may hold anything, are the
+// state, the parent, the group, the session and the terminal, which is 0 for none.
+func hasTerminal(stat []byte) bool {
+	const fieldTerminal = 4
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	return len(fields) > fieldTerminal && fields[fieldTerminal] != "0"
 }
 
 // waitForOthers returns when none but process 1 and this one are left, or the grace is over.

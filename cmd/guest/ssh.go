@@ -7,16 +7,33 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path"
+	"runtime/debug"
+	"slices"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"docker-usermode-linux/internal/agent"
+	"docker-usermode-linux/internal/rootfs"
 )
 
-// sshRetry is how long after a failure port 22 is tried again: a server that was just removed may still have it.
-const sshRetry = 5 * time.Second
+// Port 22 of a guest without an SSH server is served by a process of its own, this program again. Whoever can reach the
+// port talks to it before any login, so it is none that the OOM killer spares, and it has not the agent's port, which is
+// root without a password. Unlike the agent it ends with the other processes when the guest stops.
+
+const (
+	// sshRole is the first argument of that process, and keysOnlyArg may follow.
+	sshRole     = "ssh"
+	keysOnlyArg = "keys-only"
+	// sshName is what ps shows.
+	sshName = "guest-ssh"
+
+	// sshRetry is how long after a failure port 22 is tried again: a server that was just removed may still have it.
+	sshRetry = 5 * time.Second
+)
 
 // sshServers are where distributions have one.
 var sshServers = []string{
@@ -34,31 +51,66 @@ func sshServer() string {
 	return ""
 }
 
-// serveSSH serves port 22 of the guest until its root file system has an SSH server of its own.
-func serveSSH(ctx context.Context) {
+// keepSSH has port 22 served by a process until the root file system has an SSH server of its own: should it die before,
+// another one follows.
+func keepSSH(keysOnly bool) {
 	for sshServer() == "" {
-		ctx, cancel := context.WithCancel(ctx)
-		go func() {
-			defer cancel()
-			waitForSSHServer(ctx)
-		}()
-		err := serveSSHUntil(ctx)
-		if ctx.Err() == nil {
-			note(fmt.Errorf("agent: SSH: %w", err))
-			time.Sleep(sshRetry)
+		cmd := sshCommand(keysOnly)
+		err := runUnprotected(cmd)
+		if err == nil {
+			continue
 		}
-		cancel()
+		// SIGTERM is how the guest's init ends all processes.
+		if s := cmd.ProcessState; s == nil || s.Sys().(syscall.WaitStatus).Signal() != unix.SIGTERM {
+			noteAgent(fmt.Errorf("SSH: %w", err))
+		}
+		time.Sleep(sshRetry)
 	}
 }
 
-// serveSSHUntil serves until ctx ends, with the key that an SSH server installed later would take.
-func serveSSHUntil(ctx context.Context) error {
+// sshCommand is that process. It inherits the console to write to, and no other file.
+func sshCommand(keysOnly bool) *exec.Cmd {
+	cmd := &exec.Cmd{
+		Path: "/proc/self/exe", Args: []string{sshName, sshRole}, Env: []string{defaultPath}, Dir: "/",
+		Stdout: os.Stdout, Stderr: os.Stderr,
+	}
+	if keysOnly {
+		cmd.Args = append(cmd.Args, keysOnlyArg)
+	}
+	return cmd
+}
+
+// sshMain is the process; args are those after sshRole. It ends when an SSH server has been installed, and the last
+// connection is over: among them may be the one that installed it.
+func sshMain(args []string) int {
+	debug.SetGCPercent(gcPercent)
+	auth := &agent.Authenticator{KeysOnly: slices.Contains(args, keysOnlyArg)}
+	installed, install := context.WithCancel(context.Background())
+	go func() {
+		if waitForSSHServer() == nil {
+			install()
+		}
+	}()
+	for sshServer() == "" {
+		err := serveSSH(installed, auth)
+		if err == nil {
+			break // another process looks for the next server, should that one go
+		}
+		noteAgent(fmt.Errorf("SSH: %w", err))
+		time.Sleep(sshRetry)
+	}
+	return 0
+}
+
+// serveSSH accepts connections until installed ends, and serves them until they do. The host key is the one that an SSH
+// server installed later would take.
+func serveSSH(installed context.Context, auth *agent.Authenticator) error {
 	root, err := os.OpenRoot("/")
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	key, err := agent.HostKey(root, noteAgent)
+	key, err := rootfs.HostKey(root, noteAgent)
 	if err != nil {
 		return err
 	}
@@ -66,28 +118,27 @@ func serveSSHUntil(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server := agent.NewServer(agent.ServerOptions{HostKey: key, Auth: &agent.Authenticator{}, Log: noteAgent})
-	return server.ServeListener(ctx, l)
+	defer context.AfterFunc(installed, func() { l.Close() })()
+	server := agent.NewServer(agent.ServerOptions{HostKey: key, Auth: auth, Log: noteAgent})
+	return server.ServeListener(context.Background(), l)
 }
 
-// waitForSSHServer returns when an SSH server has been installed, or ctx has ended. Without inotify it waits for ctx
-// alone.
-func waitForSSHServer(ctx context.Context) {
+// waitForSSHServer returns when an SSH server has been installed. An error means that nobody can tell.
+func waitForSSHServer() error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		<-ctx.Done()
-		return
+		return fmt.Errorf("watch for an SSH server: %w", err)
 	}
 	events := os.NewFile(uintptr(fd), "inotify")
 	defer events.Close()
-	defer context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })()
 	for _, server := range sshServers {
 		_, _ = unix.InotifyAddWatch(fd, path.Dir(server), unix.IN_CREATE|unix.IN_MOVED_TO) // not there: nothing comes there
 	}
 	buf := make([]byte, 4096)
 	for sshServer() == "" {
 		if _, err := events.Read(buf); err != nil {
-			return
+			return fmt.Errorf("watch for an SSH server: %w", err)
 		}
 	}
+	return nil
 }

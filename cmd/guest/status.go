@@ -133,10 +133,12 @@ func parseListening(data []byte) (ports []uint16) {
 func systemdUp() (bool, string) {
 	ctx, cancel := context.WithTimeout(context.Background(), initQuery)
 	defer cancel()
+	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, "systemctl", "is-system-running")
 	cmd.WaitDelay = initQueryKill
-	out, _ := cmd.Output() // exit code 1 for most of them
-	state := strings.TrimSpace(string(out))
+	cmd.Stdout = &out
+	_ = runUnprotected(cmd) // exit code 1 for most states
+	state := strings.TrimSpace(out.String())
 	if ctx.Err() != nil {
 		state = fmt.Sprintf("no answer within %v", initQuery)
 	}

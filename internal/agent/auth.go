@@ -8,6 +8,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -30,8 +31,15 @@ const (
 // too, as sshd(8) without PAM has it; "!" without a hash is what an account has that never had a password, and takes
 // keys.
 type Authenticator struct {
+	// KeysOnly has no password accepted, whosever it is.
+	KeysOnly bool
+
 	root  string        // of the files of accounts; empty: /
 	delay time.Duration // instead of failureDelay; for tests
+
+	// hashing is held while a password is checked: anybody can have that done, and a hash takes maxHashMemory. Accounts
+	// that have none wait for it as well, so that the time does not tell them apart.
+	hashing sync.Mutex
 }
 
 // grant is what a login may do.
@@ -66,6 +74,19 @@ func (a *Authenticator) configure(ctx context.Context, config *ssh.ServerConfig,
 		log(fmt.Errorf("ssh login of %q from %s: %w", meta.User(), meta.RemoteAddr(), err))
 		return nil, errRefused
 	}
+	config.PublicKeyCallback = func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+		g, err := a.key(meta.User(), key)
+		if errors.Is(err, errUnknownKey) {
+			return nil, errRefused // clients try all that they have
+		}
+		if err != nil {
+			return refuse(meta, err)
+		}
+		return g.permissions(), nil
+	}
+	if a.KeysOnly {
+		return
+	}
 	config.PasswordCallback = func(meta ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
 		delay := a.delay
 		if delay == 0 {
@@ -78,16 +99,6 @@ func (a *Authenticator) configure(ctx context.Context, config *ssh.ServerConfig,
 			return refuse(meta, err)
 		}
 		return grant{user: u}.permissions(), nil
-	}
-	config.PublicKeyCallback = func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-		g, err := a.key(meta.User(), key)
-		if errors.Is(err, errUnknownKey) {
-			return nil, errRefused // clients try all that they have
-		}
-		if err != nil {
-			return refuse(meta, err)
-		}
-		return g.permissions(), nil
 	}
 }
 
@@ -131,6 +142,8 @@ func (a *Authenticator) password(name, password string) (*user, error) {
 	if len(password) > maxPassword {
 		return nil, fmt.Errorf("password is longer than %d bytes", maxPassword)
 	}
+	a.hashing.Lock()
+	defer a.hashing.Unlock()
 	u, secret, err := a.account(name)
 	if err != nil {
 		return nil, err

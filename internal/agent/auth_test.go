@@ -128,6 +128,47 @@ func TestPassword(t *testing.T) {
 	}
 }
 
+// TestHashesOneAtATime has a password wait while another one is hashed: ten at once, of clients that nobody knows, would
+// take ten times the memory.
+func TestHashesOneAtATime(t *testing.T) {
+	a := newAuthenticator(t)
+	a.hashing.Lock()
+	checked := make(chan error, 2)
+	for _, name := range []string{"root", "nobody"} {
+		go func() {
+			_, err := a.password(name, password)
+			checked <- err
+		}()
+	}
+	select {
+	case err := <-checked:
+		t.Errorf("a password is checked beside another one: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	a.hashing.Unlock()
+	first, second := <-checked, <-checked
+	if (first == nil) == (second == nil) {
+		t.Errorf("password() = %v and %v, want one success", first, second)
+	}
+}
+
+// TestHashMemory refuses a hash that takes more than a quarter of the memory.
+func TestHashMemory(t *testing.T) {
+	for total, want := range map[uint64]uint64{
+		32 << 20: 16 << 20, 64 << 20: 16 << 20, 256 << 20: 64 << 20, 1 << 30: 256 << 20, 1 << 40: 256 << 20,
+	} {
+		if got := maxHashMemory(total); got != want {
+			t.Errorf("maxHashMemory(%d MiB) = %d MiB, want %d MiB", total>>20, got>>20, want>>20)
+		}
+	}
+	if err := verifyYescrypt(hashes["yescrypt"], password, 16<<20); err != nil {
+		t.Errorf("the default hash within 16 MiB: %v", err)
+	}
+	if err := verifyYescrypt(hashes["yescrypt"], password, 16<<20-1); err == nil || !strings.Contains(err.Error(), "MiB") {
+		t.Errorf("the default hash within less: %v, want an error about memory", err)
+	}
+}
+
 func newKey(t testing.TB) (signer ssh.Signer, private ed25519.PrivateKey, line string) {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
@@ -266,51 +307,5 @@ func TestKeyFile(t *testing.T) {
 		if _, err := a.key(name, signer.PublicKey()); (err == nil) != works {
 			t.Errorf("key of %s: %v, want success %t", name, err, works)
 		}
-	}
-}
-
-func TestHostKey(t *testing.T) {
-	dir := t.TempDir()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
-	fail := func(err error) { t.Errorf("log: %v", err) }
-	first, err := HostKey(root, fail)
-	if err != nil {
-		t.Fatal(err)
-	}
-	second, err := HostKey(root, fail)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(first.PublicKey().Marshal()) != string(second.PublicKey().Marshal()) {
-		t.Errorf("the second key is another one")
-	}
-	for name, want := range map[string]os.FileMode{hostKeyFile: 0o600, hostKeyFile + ".pub": 0o644} {
-		if info, err := root.Stat(name); err != nil || info.Mode().Perm() != want {
-			t.Errorf("%s: %v, %v, want %v", name, info.Mode(), err, want)
-		}
-	}
-	public, err := root.ReadFile(hostKeyFile + ".pub")
-	if err != nil || !strings.HasPrefix(string(public), strings.TrimSpace(string(ssh.MarshalAuthorizedKey(first.PublicKey())))+" ") {
-		t.Errorf(".pub = %q, %v", public, err)
-	}
-	if err := root.WriteFile(hostKeyFile, []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := HostKey(root, fail); err == nil {
-		t.Errorf("a malformed key: no error")
-	}
-	// A tree that cannot be written to, for root as well.
-	other, err := os.OpenRoot(newTree(t, map[string]string{"etc/ssh/ssh_host_ed25519_key.new/x": ""}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer other.Close()
-	logged := 0
-	if key, err := HostKey(other, func(error) { logged++ }); key == nil || err != nil || logged != 1 {
-		t.Errorf("HostKey = %v, %v, %d lines in the log, want a key and one", key, err, logged)
 	}
 }

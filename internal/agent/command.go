@@ -51,8 +51,6 @@ type Command struct {
 	Dir string `json:"dir,omitempty"`
 	// User is USER or USER:GROUP, names or numbers, as for docker-exec(1). Empty: root.
 	User string `json:"user,omitempty"`
-	// Login has a login shell of the user execute Args, after it has read its profile.
-	Login bool `json:"login,omitempty"`
 	// PTY, unless it is nil, makes a terminal of the three standard streams.
 	PTY *PTY `json:"pty,omitempty"`
 }
@@ -120,41 +118,28 @@ type plan struct {
 // plan says how to execute a command as a user.
 func (c Command) plan(u *user) *plan {
 	p := &plan{user: u, env: append(u.environment(), c.Env...), dir: c.Dir}
-	switch {
-	case len(c.Args) == 0:
+	if len(c.Args) == 0 {
 		p.loginShell()
-	case c.Login:
-		p.loginShell("-c", `exec "$0" "$@"`)
-		p.argv = append(p.argv, c.Args...)
-	default:
+	} else {
 		p.name, p.argv = c.Args[0], c.Args
 	}
 	return p
 }
 
 // loginShell makes it the user's login shell, which is told so by a dash before its name.
-func (p *plan) loginShell(args ...string) {
+func (p *plan) loginShell() {
 	shell := p.user.shell
-	if len(args) > 0 && !isBourne(shell) || !isExecutable(shell) {
+	if !isExecutable(shell) {
 		shell = defaultShell
 	}
 	p.name, p.path = shell, shell
-	p.argv = append([]string{"-" + path.Base(shell)}, args...)
+	p.argv = []string{"-" + path.Base(shell)}
 }
 
 // shellCommand makes it a command line for the user's shell.
 func (p *plan) shellCommand(line string) {
 	p.name, p.path = p.user.shell, p.user.shell
 	p.argv = []string{path.Base(p.user.shell), "-c", line}
-}
-
-// isBourne says whether a shell understands exec "$0" "$@".
-func isBourne(shell string) bool {
-	switch path.Base(shell) {
-	case "sh", "bash", "dash", "ash", "ksh", "mksh", "zsh":
-		return true
-	}
-	return false
 }
 
 func isExecutable(file string) bool {

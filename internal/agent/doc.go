@@ -1,5 +1,5 @@
 // Package agent is the way from the supervisor into the guest: commands, terminals and files, over one byte stream.
-// A small process in the guest serves it; with nothing else installed there it also is the guest's SSH server.
+// A small process in the guest serves it; with nothing else installed there another one is the guest's SSH server.
 //
 // # Theory of operation
 //
@@ -16,13 +16,15 @@
 // With one, it is a listener on TCP, and does what sshd(8) would.
 //
 //	guest …  --unix socket-->  supervisor (Proxy, Client)  --console port-->  agent (Server.Serve)   --> command
-//	ssh …    ------------------------ TCP ------------------------------->  agent (ServeListener)  --> command
+//	ssh …    ------------------------ TCP ------------------------->  SSH server (ServeListener)  --> command
 //
 // A session is one command. Its standard streams are pipes, or a terminal, that one goroutine each copies from and to
 // the channel, so that a client that does not read stops its own command and nothing else: the SSH window of a channel
-// is 2 MiB, and requests never wait for data. The channel is closed when the command has ended and its output is read;
-// see process for what becomes of a child that keeps the output open. The other way round, a client that is gone is a
-// terminal that is hung up: SIGHUP, and the streams are closed.
+// is 2 MiB, and requests never wait for data. They do wait for files, to look up a user, a directory and a program: a
+// file system that hangs holds up its session and, as soon as that has more than 16 requests waiting, its connection.
+// The channel is closed when the command has ended and its output is read; see process for what becomes of a child
+// that keeps the output open. The other way round, a client that is gone is a terminal that is hung up: SIGHUP, and
+// the streams are closed.
 //
 // All that is sent goes through a queue (stream.go), which is what keeps two busy ends from waiting for each other.
 //

@@ -78,7 +78,6 @@ func newGuest(t *testing.T, options ServerOptions, a, b net.Conn) *guest {
 		client.Close()
 		g.cancel()
 		<-g.served
-		g.server.Wait()
 	})
 	return g
 }

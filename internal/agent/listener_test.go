@@ -19,15 +19,23 @@ import (
 
 // sshServer is a server on TCP with the accounts of a test.
 type sshServer struct {
-	t       *testing.T
-	address string
-	home    string // of the user of the test
-	log     *buffer
-	dir     string // for the client's files
+	t        *testing.T
+	address  string
+	home     string // of the user of the test
+	log      *buffer
+	dir      string // for the client's files
+	listener net.Listener
+	served   chan error // what ServeListener returns
 }
 
 // startSSH serves the account "tester", who is whoever runs the test, with a password and the home of a test.
 func startSSH(t *testing.T, keys ...string) *sshServer {
+	t.Helper()
+	return startSSHWith(t, &Authenticator{}, keys...)
+}
+
+// startSSHWith is startSSH with other settings than the default.
+func startSSHWith(t *testing.T, auth *Authenticator, keys ...string) *sshServer {
 	t.Helper()
 	s := &sshServer{t: t, home: t.TempDir(), log: &buffer{}, dir: t.TempDir()}
 	if err := os.Chmod(s.home, 0o755); err != nil {
@@ -45,24 +53,24 @@ func startSSH(t *testing.T, keys ...string) *sshServer {
 		"etc/passwd": fmt.Sprintf("tester:x:%d:%d::%s:/bin/sh\n", os.Getuid(), os.Getgid(), s.home),
 		"etc/shadow": "tester:" + hashes["sha512"] + ":19000:0:99999:7:::\n",
 	})
-	server := NewServer(ServerOptions{
-		Auth: &Authenticator{root: root, delay: 1},
-		Log:  func(err error) { fmt.Fprintln(s.log, err) },
-	})
+	auth.root, auth.delay = root, 1
+	server := NewServer(ServerOptions{Auth: auth, Log: func(err error) { fmt.Fprintln(s.log, err) }})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.address = listener.Addr().String()
+	s.address, s.listener = listener.Addr().String(), listener
 	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- server.ServeListener(ctx, listener) }()
+	s.served = make(chan error, 1)
+	go func() {
+		s.served <- server.ServeListener(ctx, listener)
+		close(s.served)
+	}()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-served; err != nil {
+		if err := <-s.served; err != nil {
 			t.Errorf("ServeListener = %v", err)
 		}
-		server.Wait()
 	})
 	return s
 }
@@ -344,6 +352,80 @@ func TestLoginRefusals(t *testing.T) {
 	for _, channel := range open {
 		channel.Close()
 	}
+}
+
+// TestSSHServerInstalled closes the listener, as the agent does when the guest gets an SSH server of its own, below the
+// connection that may have installed it.
+func TestSSHServerInstalled(t *testing.T) {
+	s := startSSH(t)
+	client, err := s.dial(ssh.Password(password))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	running, err := client.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	input, err := running.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := running.Start("read x; exit $x"); err != nil {
+		t.Fatal(err)
+	}
+	s.listener.Close()
+	eventually(t, "no new connection", func() bool {
+		conn, err := net.Dial("tcp", s.address)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	other, err := net.Listen("tcp", s.address)
+	if err != nil {
+		t.Fatalf("the other server: %v", err)
+	}
+	other.Close()
+	session, err := client.NewSession()
+	if err != nil {
+		t.Fatalf("a session afterwards: %v", err)
+	}
+	if out, err := session.Output("echo x"); string(out) != "x\n" || err != nil {
+		t.Errorf("a command afterwards: %q, %v", out, err)
+	}
+	io.WriteString(input, "7\n")
+	if exit, ok := errors.AsType[*ssh.ExitError](running.Wait()); !ok || exit.ExitStatus() != 7 {
+		t.Errorf("the command that ran: %v, want 7", exit)
+	}
+	select {
+	case err := <-s.served:
+		t.Errorf("ServeListener = %v while a client is there", err)
+	default:
+	}
+	client.Close()
+	if err := <-s.served; err != nil {
+		t.Errorf("ServeListener = %v", err)
+	}
+}
+
+// TestKeysOnly refuses the password of an account of the image.
+func TestKeysOnly(t *testing.T) {
+	signer, _, line := newKey(t)
+	s := startSSHWith(t, &Authenticator{KeysOnly: true}, line)
+	asked := false
+	_, err := s.dial(ssh.PasswordCallback(func() (string, error) {
+		asked = true
+		return password, nil
+	}))
+	if err == nil || asked {
+		t.Errorf("with the password: %v, asked for it %t, want a refusal", err, asked)
+	}
+	client, err := s.dial(ssh.PublicKeys(signer))
+	if err != nil {
+		t.Fatalf("with the key: %v", err)
+	}
+	client.Close()
 }
 
 // TestEndOfWrite has a client that reads no more. OpenSSH's says so to servers that call themselves OpenSSH.

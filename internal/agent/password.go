@@ -12,6 +12,7 @@ import (
 	"github.com/go-crypt/crypt/algorithm/md5crypt"
 	"github.com/go-crypt/crypt/algorithm/shacrypt"
 	"github.com/go-crypt/x/yescrypt"
+	"golang.org/x/sys/unix"
 )
 
 // What a hash may cost at most. Administrators who have chosen more are told in the log; a typing mistake of theirs
@@ -19,8 +20,26 @@ import (
 const (
 	maxSHARounds  = 1_000_000 // 0.5 s
 	maxBcryptCost = 15        // 2 s
-	maxYescrypt   = 256 << 20 // bytes of memory; the default, "j9T", is 16 MiB
+	maxYescrypt   = 256 << 20 // bytes of memory
 )
+
+// defaultYescrypt is the memory of a hash with the default settings, "j9T", in bytes.
+const defaultYescrypt = 16 << 20
+
+// maxHashMemory is how many bytes a hash may take of a machine with that many: a quarter, for others run there, too. One
+// with the default settings is always possible, so that a small guest has a login.
+func maxHashMemory(total uint64) uint64 {
+	return min(maxYescrypt, max(defaultYescrypt, total/4))
+}
+
+// totalMemory is the machine's, in bytes, or what no hash exceeds if that is not known.
+func totalMemory() uint64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return 4 * maxYescrypt
+	}
+	return uint64(info.Totalram) * uint64(info.Unit)
+}
 
 var errWrongPassword = errors.New("wrong password")
 
@@ -32,7 +51,7 @@ func verify(hash, password string) error {
 	case "*":
 		return errors.New("the account has no password")
 	case "y":
-		return verifyYescrypt(hash, password)
+		return verifyYescrypt(hash, password, maxHashMemory(totalMemory()))
 	case "1", "5", "6", "2a", "2b", "2y":
 		if err := checkCost(kind, hash); err != nil {
 			return err
@@ -94,8 +113,8 @@ func checkCost(kind, hash string) error {
 	return nil
 }
 
-// verifyYescrypt is verify for "$y$", of which package crypt has no decoder.
-func verifyYescrypt(hash, password string) error {
+// verifyYescrypt is verify for "$y$", of which package crypt has no decoder. limit is in bytes of memory.
+func verifyYescrypt(hash, password string, limit uint64) error {
 	fields := strings.Split(hash, "$")
 	if len(fields) != 5 {
 		return errors.New("the hash of the password is malformed")
@@ -105,8 +124,8 @@ func verifyYescrypt(hash, password string) error {
 		return errors.New("the hash of the password is malformed, or of a kind of yescrypt that is not known")
 	}
 	// 128 r N bytes, as in RFC 7914.
-	if logN < 0 || logN > 30 || r <= 0 || uint64(128*r)<<logN > maxYescrypt {
-		return fmt.Errorf("the hash of the password takes more than %d MiB", maxYescrypt>>20)
+	if logN < 0 || logN > 30 || r <= 0 || uint64(128*r)<<logN > limit {
+		return fmt.Errorf("the hash of the password takes more than %d MiB, which is all that it may here", limit>>20)
 	}
 	again, err := yescrypt.Hash([]byte(password), []byte(hash))
 	if err != nil {

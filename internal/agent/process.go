@@ -86,7 +86,7 @@ func (p *plan) startProcess() (*process, error) {
 		}
 	}()
 	if err == nil {
-		err = proc.cmd.Start()
+		err = StartUnprotected(proc.cmd.Start)
 	}
 	if err != nil {
 		proc.closeStreams()
@@ -95,7 +95,6 @@ func (p *plan) startProcess() (*process, error) {
 	if p.terminal != nil {
 		p.terminal.closeSlave()
 	}
-	resetOOMScore(proc.cmd.Process.Pid)
 	return proc, nil
 }
 
@@ -209,15 +208,6 @@ func lastOfEach(env []string) []string {
 		}
 	}
 	return out
-}
-
-// resetOOMScore takes back the protection from the OOM killer that an agent may have. It is no loss if the kernel has
-// no such thing.
-func resetOOMScore(pid int) {
-	own, err := os.ReadFile("/proc/self/oom_score_adj")
-	if err == nil && strings.HasPrefix(string(own), "-") {
-		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0)
-	}
 }
 
 // connect makes the standard streams. theirs are the ends of the command.

@@ -60,7 +60,6 @@ type ServerOptions struct {
 type Server struct {
 	options  ServerOptions
 	accounts accounts
-	commands sync.WaitGroup // waiting for commands to end
 }
 
 // NewServer returns a server that does nothing yet.
@@ -72,7 +71,7 @@ func NewServer(options ServerOptions) *Server {
 }
 
 // Serve serves one stream until the client closes it, which is no error, or ctx ends, and closes it. When it returns all
-// sessions have ended. Commands that ignore SIGHUP go on; Wait waits for them.
+// sessions have ended. Commands that ignore SIGHUP go on, each with a goroutine that waits for it.
 //
 // A Read of conn must end when conn is closed, which that of a file does if the file can be polled.
 func (s *Server) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
@@ -83,11 +82,8 @@ func (s *Server) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	return err
 }
 
-// Wait waits until those commands have ended that went on without their session. It is for after Serve.
-func (s *Server) Wait() { s.commands.Wait() }
-
-// ServeListener accepts connections until ctx ends or the listener fails, and closes it. Then all connections are
-// closed. It logs what went wrong with single ones.
+// ServeListener accepts connections until the listener is closed, and returns when the last of them is over. If ctx ends,
+// or the listener fails, it closes the listener and all connections. It logs what went wrong with single ones.
 //
 // New connections are dropped while too many have not logged in, or are there at all.
 func (s *Server) ServeListener(ctx context.Context, listener net.Listener) error {
@@ -104,6 +100,10 @@ func (s *Server) ServeListener(ctx context.Context, listener net.Listener) error
 			if err == nil {
 				conn.Close()
 			}
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			connections.Wait() // others may listen from now on, which is no reason to cut these off
 			return nil
 		}
 		if isTemporary(err) {

@@ -206,7 +206,7 @@ func (s *session) start(p *plan) (*process, error) {
 	}
 	proc, err := p.start()
 	if err == nil {
-		s.conn.server.commands.Go(proc.wait)
+		go proc.wait() // ends with the command, which may outlive the session
 	}
 	return proc, err
 }

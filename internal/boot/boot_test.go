@@ -126,3 +126,19 @@ func TestInitramfsMissing(t *testing.T) {
 		t.Errorf("Initramfs without a base: %v", err)
 	}
 }
+
+func TestKeysOnly(t *testing.T) {
+	for _, test := range []struct {
+		s    Settings
+		want bool
+	}{
+		{Settings{}, false},
+		{Settings{RootPassword: "p"}, false},
+		{Settings{AuthorizedKeys: []string{"k"}}, true},
+		{Settings{RootPassword: "p", AuthorizedKeys: []string{"k"}}, false},
+	} {
+		if got := test.s.KeysOnly(); got != test.want {
+			t.Errorf("%+v.KeysOnly() = %t, want %t", test.s, got, test.want)
+		}
+	}
+}

@@ -39,6 +39,11 @@ type Settings struct {
 	AuthorizedKeys []string `json:"authorized_keys,omitempty"`
 }
 
+// KeysOnly says that SSH is to take no passwords: there are keys, and no password was asked for.
+func (s Settings) KeysOnly() bool {
+	return s.RootPassword == "" && len(s.AuthorizedKeys) > 0
+}
+
 // Network is the static configuration of the guest's only NIC.
 type Network struct {
 	// Device is the name that the NIC gets, whatever the kernel called it.

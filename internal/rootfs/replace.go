@@ -70,7 +70,7 @@ func replace(root *os.Root, name string, text []byte, want attr) (err error) {
 	if err != nil {
 		return err
 	}
-	// A fixed name: nobody else is alive in the guest, and what a crash left behind is cleared away.
+	// A fixed name: nobody else writes our files, and what a crash left behind is cleared away.
 	temp := path.Dir(name) + "/." + path.Base(name) + ".docker-usermode-linux"
 	if err := root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

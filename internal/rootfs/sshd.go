@@ -66,7 +66,7 @@ func sshdDropIn(s boot.Settings, state PasswordState) string {
 		return sshdHeader + "PermitRootLogin yes\nPasswordAuthentication yes\n"
 	case s.RootPassword != "":
 		return ""
-	case len(s.AuthorizedKeys) > 0:
+	case s.KeysOnly():
 		return sshdKeysOnly
 	default:
 		return sshdHeader + "PermitRootLogin prohibit-password\n"

@@ -118,7 +118,6 @@ func New(o Options) (*Port, error) {
 		Features: featureMultiport | vhostuser.FeatureIndirect | vhostuser.FeatureEventIdx | vhostuser.FeatureVersion1,
 		Config:   config(),
 		Queues:   numQueues,
-		Started:  func(*vhostuser.Queue) {},
 		Kicked:   p.kicked,
 	})
 	return p, nil

@@ -1,4 +1,4 @@
-package agent
+package rootfs
 
 import (
 	"crypto/ed25519"
@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"syscall"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -17,9 +16,9 @@ import (
 // hostKeyFile is where OpenSSH has its key, too, so that a server that is installed later is the same one to clients.
 const hostKeyFile = "etc/ssh/ssh_host_ed25519_key"
 
-// HostKey returns the host key of the tree, and makes it, with its .pub, if there is none. If it cannot be stored, as on
-// a read-only file system, log gets to know why, and the key is good until the process ends. A file that is there and
-// no key is left alone, and an error.
+// HostKey returns the host key of the tree, for an SSH server that is not of it, and makes it, with its .pub, if there is
+// none. If it cannot be stored, as on a read-only file system, log gets to know why, and the key is good until the
+// process ends. A file that is there and no key is left alone, and an error.
 func HostKey(root *os.Root, log func(error)) (ssh.Signer, error) {
 	data, err := root.ReadFile(hostKeyFile)
 	if err == nil {
@@ -55,38 +54,11 @@ func storeHostKey(root *os.Root, private ed25519.PrivateKey, signer ssh.Signer) 
 	if err := root.MkdirAll(path.Dir(hostKeyFile), 0o755); err != nil {
 		return err
 	}
-	if err := writeNew(root, hostKeyFile, pem.EncodeToMemory(block), 0o600); err != nil {
+	// At once or not at all: a half-written key would be in the way for ever.
+	if err := replace(root, hostKeyFile, pem.EncodeToMemory(block), ours(0o600)); err != nil {
 		return err
 	}
 	public := ssh.MarshalAuthorizedKey(signer.PublicKey())
 	public = append(public[:len(public)-1], " "+comment+"\n"...)
-	return writeNew(root, hostKeyFile+".pub", public, 0o644)
-}
-
-// writeNew writes a file by way of a temporary one: a half-written key would be in the way for ever.
-func writeNew(root *os.Root, name string, data []byte, perm os.FileMode) (err error) {
-	temporary := name + ".new"
-	if err := root.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	file, err := root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, perm)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = root.Remove(temporary)
-		}
-	}()
-	_, err = file.Write(data)
-	if err == nil {
-		err = file.Chmod(perm) // whatever the umask
-	}
-	if err == nil {
-		err = file.Sync()
-	}
-	if err := errors.Join(err, file.Close()); err != nil {
-		return err
-	}
-	return root.Rename(temporary, name)
+	return replace(root, hostKeyFile+".pub", public, ours(0o644))
 }
