@@ -39,11 +39,13 @@ type agentLink struct {
 	client *agent.Client // guarded by mu
 	// changed is closed when client changes.
 	changed chan struct{} // guarded by mu
+	// ended is closed when there will be no agent any more.
+	ended chan struct{}
 }
 
 // openAgentLink makes the port, whose socket is in dir. run serves it.
 func openAgentLink(dir string, log zerolog.Logger) (*agentLink, error) {
-	l := &agentLink{path: filepath.Join(dir, "agent"), log: log, looks: make(chan struct{}, 1), changed: make(chan struct{})}
+	l := &agentLink{path: filepath.Join(dir, "agent"), log: log, looks: make(chan struct{}, 1), changed: make(chan struct{}), ended: make(chan struct{})}
 	var err error
 	if l.port, err = vport.New(vport.Options{Path: l.path, Name: agent.PortName}); err != nil {
 		return nil, err
@@ -56,6 +58,7 @@ func (l *agentLink) run(ctx context.Context) {
 	defer context.AfterFunc(ctx, l.port.Close)()
 	var serving sync.WaitGroup
 	defer serving.Wait()
+	defer close(l.ended)
 	serving.Go(func() {
 		if err := l.port.Run(); err != nil {
 			l.log.Error().Err(err).Msg("the way to the guest's agent failed; the guest goes on without")
@@ -97,7 +100,8 @@ func (l *agentLink) current() (*agent.Client, <-chan struct{}) {
 	return l.client, l.changed
 }
 
-// wait returns the client as soon as there is one, or the cause of ctx. Hooks may take any time before.
+// wait returns the client as soon as there is one, or the cause of ctx, or ErrGone when there will be none. Hooks may take
+// any time before.
 func (l *agentLink) wait(ctx context.Context) (*agent.Client, error) {
 	for {
 		client, changed := l.current()
@@ -106,6 +110,8 @@ func (l *agentLink) wait(ctx context.Context) (*agent.Client, error) {
 		}
 		select {
 		case <-changed:
+		case <-l.ended:
+			return nil, agent.ErrGone
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}

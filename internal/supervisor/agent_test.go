@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"docker-usermode-linux/internal/agent"
 )
 
@@ -36,6 +38,19 @@ func TestRunWaitsForHooks(t *testing.T) {
 			t.Errorf("after the kernel's end: %v", end.err)
 		}
 	})
+}
+
+// TestRunWithoutLink has the way to the agent fail: the command does not wait for ever.
+func TestRunWithoutLink(t *testing.T) {
+	l, err := openAgentLink(t.TempDir(), zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.close()
+	l.run(t.Context())
+	if _, err := l.wait(t.Context()); !errors.Is(err, agent.ErrGone) {
+		t.Errorf("wait() = %v when no agent can come any more, want %v", err, agent.ErrGone)
+	}
 }
 
 // TestPowerOffBesideHealthChecks has health checks wait for a guest that is slow to say how it is: the power-off comes after

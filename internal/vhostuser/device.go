@@ -21,7 +21,7 @@ import (
 //
 // The driver connects to a unix socket, agrees on features, hands over descriptors of its memory and the addresses of
 // its rings in it, and two descriptors per ring: kick, an eventfd by which it says that it has put something into the
-// ring, and call, a pipe by which we say that we have.
+// ring, and call, a socket by which we say that we have.
 //
 // A Device serves one connection. Serve handles the messages, and for each queue that runs there is a goroutine that
 // waits for kicks and calls the handler. All else, reading and filling the rings, is the user's, in whatever goroutine
@@ -39,8 +39,8 @@ import (
 // change while it is looked at. A descriptor that leaves the memory, a chain without an end, a message out of order:
 // each ends the connection with an error, and nothing else. A front end that truncates the file of its memory makes
 // our access fault; Guard turns that into an error. And a descriptor that we share with it may become blocking at any
-// time: kicks are never read (see above), and calls are written to a description of the pipe that is ours alone, so that a
-// pipe which is full keeps no lock from Close. An eventfd, as QEMU has it, cannot be opened a second time, and is refused.
+// time: kicks are never read (see above), and a call is a socket, as UML has it, to which we write with MSG_DONTWAIT, so that
+// one which is full keeps no lock from Close. An eventfd, as QEMU has it, has no such flag, and is refused.
 //
 // Order of the end: stop each queue, under its lock, and its goroutine; close the descriptors; unmap.
 
@@ -325,12 +325,11 @@ func (d *Device) setVringFD(m *Message) error {
 		return err
 	}
 	if m.Request == SetVringCall {
-		call, err := ownPipe(fd)
-		_ = unix.Close(fd)
-		if err != nil {
+		if err := checkCall(fd); err != nil {
+			_ = unix.Close(fd)
 			return err
 		}
-		q.setCall(call)
+		q.setCall(fd)
 		return nil
 	}
 	// Go's poller takes a kick only so. UML's eventfd is blocking; its driver does not mind.
@@ -343,21 +342,13 @@ func (d *Device) setVringFD(m *Message) error {
 	return d.startQueue(q)
 }
 
-// ownPipe opens the pipe that fd is the end of once more, for writes that never block. The front end shares the flags of
-// fd, and could make writes to it block again, but not those of the new descriptor.
-func ownPipe(fd int) (int, error) {
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(fd, &fs); err != nil {
-		return -1, os.NewSyscallError("fstatfs", err)
+// checkCall checks that a call can be written without ever blocking: a socket, whatever its flags, which the front end
+// shares and could change at any time.
+func checkCall(fd int) error {
+	if _, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+		return errors.New("a call has to be a socket: nothing else can be kept from blocking us")
 	}
-	if fs.Type != unix.PIPEFS_MAGIC {
-		return -1, errors.New("a call has to be a pipe: nothing else can be kept from blocking us")
-	}
-	own, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open a pipe for calls: %w", os.NewSyscallError("open", err))
-	}
-	return own, nil
+	return nil
 }
 
 // startQueue starts a queue, and the goroutine that waits for its kicks, if it is due and does not run yet.

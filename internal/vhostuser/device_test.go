@@ -285,7 +285,7 @@ func TestRestart(t *testing.T) {
 	use("served when enabled again")
 	expectStarts(2)
 
-	f.calls[0] = pipe(t)
+	f.calls[0] = pair(t)
 	f.tell(SetVringCall, words(0), f.calls[0][1])
 	expectStarts(2)
 	f.rings[0].askForCall(f.rings[0].avail)
@@ -568,7 +568,7 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
-// TestCallMadeBlocking has a front end that fills the pipe of its calls and makes it blocking: the device goes on, and ends
+// TestCallMadeBlocking has a front end that fills the socket of its calls and makes it blocking: the device goes on, and ends
 // when it is closed.
 func TestCallMadeBlocking(t *testing.T) {
 	f := connect(t, Options{Kicked: echo})
@@ -593,11 +593,11 @@ func TestCallMadeBlocking(t *testing.T) {
 	}
 }
 
-// TestCallNoPipe has a front end with a call that it could make block.
-func TestCallNoPipe(t *testing.T) {
+// TestCallNoSocket has a front end with a call that it could make block.
+func TestCallNoSocket(t *testing.T) {
 	f := connect(t, Options{})
 	f.tell(SetVringCall, words(0), eventfd(t))
-	if err := f.end(); err == nil || !strings.Contains(err.Error(), "has to be a pipe") {
-		t.Errorf("Serve() = %v, want that it has to be a pipe", err)
+	if err := f.end(); err == nil || !strings.Contains(err.Error(), "has to be a socket") {
+		t.Errorf("Serve() = %v, want that it has to be a socket", err)
 	}
 }

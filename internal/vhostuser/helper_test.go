@@ -46,6 +46,7 @@ const (
 // driver is the driver's side of a ring: it does as the test says.
 type driver struct {
 	mem      []byte // of the ring
+	calls    int    // the end of the calls that is read
 	avail    uint16
 	used     uint16
 	eventIdx bool
@@ -108,11 +109,11 @@ func eventfd(t testing.TB) int {
 	return fd
 }
 
-// pipe is a call as UML's: what is written to its second end can be read from the first.
-func pipe(t testing.TB) [2]int {
+// pair is a call as UML's: what is written to its second end can be read from the first.
+func pair(t testing.TB) [2]int {
 	t.Helper()
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -143,7 +144,7 @@ type frontEnd struct {
 	mem    []byte
 	rings  [2]driver
 	kicks  [2]int
-	calls  [2][2]int // pipes
+	calls  [2][2]int // pairs
 }
 
 // allFeatures are those of a test's device.
@@ -165,7 +166,7 @@ func connect(t testing.TB, o Options) *frontEnd {
 	go func() { f.done <- f.device.Serve(unixConn(t, fds[1])) }()
 	f.memory()
 	for i := range f.kicks {
-		f.kicks[i], f.calls[i] = eventfd(t), pipe(t)
+		f.kicks[i], f.calls[i] = eventfd(t), pair(t)
 		f.rings[i] = driver{mem: f.mem[i*ringBytes : (i+1)*ringBytes], eventIdx: true}
 	}
 	t.Cleanup(func() {

@@ -17,7 +17,7 @@ import (
 const Base = 1 << 20
 
 // FrontEnd is a front end whose "guest memory" is a memfd. It sends what UML's driver sends, in its order
-// (arch/um/drivers/virtio_uml.c); its call descriptors are pipes.
+// (arch/um/drivers/virtio_uml.c); its call descriptors are sockets.
 type FrontEnd struct {
 	// Conn is the connection to the device. Its end is the end of the device.
 	Conn *net.UnixConn
@@ -115,9 +115,9 @@ func (f *FrontEnd) Start() error {
 
 // setUp tells the device about a queue.
 func (f *FrontEnd) setUp(index uint32, r *Ring) error {
-	var call [2]int
-	if err := unix.Pipe2(call[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return os.NewSyscallError("pipe2", err)
+	call, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
 	}
 	defer unix.Close(call[1])
 	r.calls = os.NewFile(uintptr(call[0]), fmt.Sprintf("calls of queue %d", index))
