@@ -15,7 +15,7 @@ GO := go
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help base-image certs image run test lint unit fuzz soak e2e rounds bench bench-boot bench-net clean need-go need-docker
+.PHONY: help base-image certs image run test lint unit fuzz soak e2e rounds bench bench-boot bench-guest bench-net clean need-go need-docker
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -57,10 +57,13 @@ rounds: need-go need-docker ## Start and stop one guest 500 times, half an hour
 	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs
 	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) STOP_ROUNDS=500 $(GO) test -count=1 -timeout 2h -v -run TestStopRounds ./test/e2e/
 
-bench: bench-boot bench-net ## Boot times of the built image, and its network beside its peers'
+bench: bench-boot bench-guest bench-net ## Boot times of the built image, its system calls, and its network beside its peers'
 
 bench-boot: need-go image
-	E2E_IMAGE=$(IMAGE) $(GO) test -run '^$$' -bench . -benchtime 5x -count 3 ./bench/
+	E2E_IMAGE=$(IMAGE) $(GO) test -run '^$$' -bench Boot -benchtime 5x -count 3 ./bench/
+
+bench-guest: need-go image
+	E2E_IMAGE=$(IMAGE) E2E_BASE_IMAGE=$(BASE_IMAGE) $(GO) test -run '^$$' -bench Guest -benchtime 1x -count 5 ./bench/
 
 bench-net: need-go image ## The network alone; to try the benchmark itself: SECONDS=1 ROUNDS=1 FORCE=1 RAW=/tmp/net.txt
 	IMAGE=$(IMAGE) BASE_IMAGE=$(BASE_IMAGE) bench/net -seconds $(SECONDS) -rounds $(ROUNDS) $(if $(FORCE),-force)

@@ -13,7 +13,7 @@ import (
 
 // imports lists for each package of ours those of ours that it may import. A leaf has none.
 var imports = map[string][]string{
-	"bench/load": {},
+	"bench/load": {}, "bench/work": {},
 	"cmd/entrypoint": {
 		"internal/agent", "internal/attach", "internal/config", "internal/control", "internal/pid1", "internal/slirp",
 		"internal/supervisor", "internal/uml",
@@ -21,6 +21,7 @@ var imports = map[string][]string{
 	"cmd/guest":          {"internal/agent", "internal/boot", "internal/rootfs"},
 	"internal/agent":     {},
 	"internal/attach":    {"internal/agent"},
+	"internal/balloon":   {"internal/vhostuser"},
 	"internal/boot":      {},
 	"internal/config":    {},
 	"internal/control":   {},
@@ -33,8 +34,8 @@ var imports = map[string][]string{
 	"internal/slirp/link":      {"internal/vhostuser"},
 	"internal/slirp/slirptest": {"internal/vhostuser/vhostusertest"},
 	"internal/supervisor": {
-		"internal/agent", "internal/attach", "internal/boot", "internal/config", "internal/control", "internal/mconsole",
-		"internal/slirp", "internal/slirp/dns", "internal/uml", "internal/vport",
+		"internal/agent", "internal/attach", "internal/balloon", "internal/boot", "internal/config", "internal/control",
+		"internal/mconsole", "internal/slirp", "internal/slirp/dns", "internal/uml", "internal/vport",
 	},
 	"internal/uml":                     {},
 	"internal/vhostuser/vhostusertest": {"internal/vhostuser"},
