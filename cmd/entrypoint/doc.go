@@ -51,6 +51,14 @@
 // An empty variable counts as unset, except PORTS.
 //
 //	MEM                  RAM of the guest: a number with k, M or G. Default 256M.
+//	CPUS                 Number of the guest's CPUs, 1 to 64. Default: as many as the container may use (cpuset and quota),
+//	                     8 at most. Each is a thread of the kernel's process.
+//	USERSPACE            How the guest's programs are run: seccomp, ptrace or auto. Default auto: seccomp, or ptrace where the
+//	                     host forbids that. seccomp is fast and has several CPUs, but a program in the guest that means harm
+//	                     can reach the guest kernel's memory; ptrace keeps it out, is slower and has one CPU.
+//	CPU_PLACEMENT        auto or off. Default auto: each CPU of the guest stays on one of the host's that the container may
+//	                     use, and is moved when that is busy with something else. With off the host's scheduler alone
+//	                     decides; system calls of the guest are many times slower then on virtual machines.
 //	NET                  on or off. Default on; off is a guest without a network interface, and leaves nothing to set for
 //	                     PORTS, NET_ALLOW, NET_DENY, NET_MTU, NET_PCAP and NET_METRICS.
 //	PORTS                Ports forwarded into the guest, separated by blanks or commas. Default 22; empty

@@ -29,6 +29,8 @@ const DefaultRootPassword = "voidlinux"
 // Defaults of settings that are unset or empty; that of PORTS is only for unset.
 const (
 	defaultMem       = "256M"
+	defaultUserspace = "auto"
+	defaultPlacement = "auto"
 	defaultNet       = "on"
 	defaultPorts     = "22"
 	defaultSource    = "client"
@@ -59,6 +61,12 @@ const (
 type Config struct {
 	// Mem is the guest's RAM in bytes: a multiple of 4096, at least MinMem.
 	Mem uint64
+	// CPUs is the number of the guest's CPUs, 1 to MaxCPUs.
+	CPUs int
+	// Userspace is how the guest's programs are run.
+	Userspace Userspace
+	// CPUPlacement says that the guest's CPUs are kept on CPUs of the host.
+	CPUPlacement bool
 	// Net says that the guest has a network. Without one nothing is forwarded, and all that begins with Net is empty.
 	Net bool
 	// Ports are forwarded from the container into the guest. Empty means none.
@@ -103,9 +111,9 @@ func (c Config) String() string {
 	case c.RootPassword != "":
 		password = "set"
 	}
-	return fmt.Sprintf("mem=%s net=%v ports=%v source=%s allow=%v deny=%v mtu=%d pcap=%s metrics=%s "+
+	return fmt.Sprintf("mem=%s cpus=%d userspace=%s placement=%v net=%v ports=%v source=%s allow=%v deny=%v mtu=%d pcap=%s metrics=%s "+
 		"password=%s keys=%d hostname=%s stop=%v hooks=%d+%d log=%s/%s rootfs=%s kernel=%s initramfs=%s",
-		FormatSize(c.Mem), c.Net, c.Ports, c.PortsSource, c.NetAllow, c.NetDeny, c.NetMTU, c.NetPcap,
+		FormatSize(c.Mem), c.CPUs, c.Userspace, c.CPUPlacement, c.Net, c.Ports, c.PortsSource, c.NetAllow, c.NetDeny, c.NetMTU, c.NetPcap,
 		formatMetrics(c.NetMetrics), password, len(c.AuthorizedKeys), c.Hostname, c.StopTimeout, len(c.Hooks.Start), len(c.Hooks.Stop), c.LogLevel, c.LogFormat,
 		c.Rootfs, c.Kernel, c.Initramfs)
 }
@@ -135,6 +143,9 @@ func (f LogFormat) String() string {
 // first field that does not convert, has nothing to stop at.
 type environment struct {
 	Mem            string  `envconfig:"MEM"`
+	CPUs           string  `envconfig:"CPUS"`
+	Userspace      string  `envconfig:"USERSPACE"`
+	CPUPlacement   string  `envconfig:"CPU_PLACEMENT"`
 	Net            string  `envconfig:"NET"`
 	Ports          *string `envconfig:"PORTS"` // nil is unset
 	PortsSource    string  `envconfig:"PORTS_SOURCE"`
@@ -187,6 +198,12 @@ func (env environment) parse() (Config, error) {
 	var err error
 	c.Mem, err = parseMem(cmp.Or(env.Mem, defaultMem))
 	check("MEM", env.Mem, err)
+	c.Userspace, err = parseUserspace(cmp.Or(env.Userspace, defaultUserspace))
+	check("USERSPACE", env.Userspace, err)
+	c.CPUs, err = parseCPUs(env.CPUs, c.Userspace, allowedCPUs(os.DirFS("/sys/fs/cgroup")))
+	check("CPUS", env.CPUs, err)
+	c.CPUPlacement, err = parseSwitch(cmp.Or(env.CPUPlacement, defaultPlacement))
+	check("CPU_PLACEMENT", env.CPUPlacement, err)
 
 	env.parseNetwork(&c, check)
 

@@ -22,7 +22,7 @@ const (
 
 // settings are all that Load looks at.
 var settings = []string{
-	"MEM", "NET", "PORTS", "PORTS_SOURCE", "NET_ALLOW", "NET_DENY", "NET_MTU", "NET_PCAP",
+	"MEM", "CPUS", "USERSPACE", "CPU_PLACEMENT", "NET", "PORTS", "PORTS_SOURCE", "NET_ALLOW", "NET_DENY", "NET_MTU", "NET_PCAP",
 	"NET_METRICS",
 	"ROOT_PASSWORD", "ROOT_PASSWORD_FILE", "SSH_AUTHORIZED_KEYS", "SSH_AUTHORIZED_KEYS_FILE", "HOSTNAME", "STOP_TIMEOUT", "HOOKS",
 	"LOG_LEVEL", "LOG_FORMAT", "ROOTFS", "KERNEL", "INITRAMFS",
@@ -49,6 +49,8 @@ func TestLoadDefaults(t *testing.T) {
 	}
 	want := Config{
 		Mem:             256 << 20,
+		CPUs:            min(allowedCPUs(os.DirFS("/sys/fs/cgroup")), maxDefaultCPUs),
+		CPUPlacement:    true,
 		Net:             true,
 		Ports:           []Forward{{HostPort: 22, GuestPort: 22, Count: 1}},
 		RootPassword:    DefaultRootPassword,
@@ -79,7 +81,7 @@ func TestLoadDefaults(t *testing.T) {
 
 func TestLoadAllSet(t *testing.T) {
 	got, err := loadWith(t, map[string]string{
-		"MEM": "1g", "NET": "On", "PORTS": "2222:22", "PORTS_SOURCE": "Proxy", "NET_ALLOW": "gateway:5432/tcp",
+		"MEM": "1g", "CPUS": "3", "USERSPACE": "Seccomp", "CPU_PLACEMENT": "Off", "NET": "On", "PORTS": "2222:22", "PORTS_SOURCE": "Proxy", "NET_ALLOW": "gateway:5432/tcp",
 		"NET_DENY": "10.0.0.0/8", "NET_MTU": "65520", "NET_PCAP": "/tmp//a.pcap", "NET_METRICS": "[::1]:9100",
 		"ROOT_PASSWORD": "correct horse", "SSH_AUTHORIZED_KEYS": keyA,
 		"HOSTNAME": "uml-1.example", "STOP_TIMEOUT": "1m30s", "LOG_LEVEL": "debug", "LOG_FORMAT": "json",
@@ -87,6 +89,8 @@ func TestLoadAllSet(t *testing.T) {
 	})
 	want := Config{
 		Mem:            1 << 30,
+		CPUs:           3,
+		Userspace:      UserspaceSeccomp,
 		Net:            true,
 		Ports:          []Forward{{HostPort: 2222, GuestPort: 22, Count: 1}},
 		PortsSource:    SourceProxy,
@@ -133,7 +137,7 @@ func TestLoadPassword(t *testing.T) {
 
 func TestLoadReportsEveryProblem(t *testing.T) {
 	got, err := loadWith(t, map[string]string{
-		"MEM": "abc", "NET": "no", "PORTS": "22 99999 x", "PORTS_SOURCE": "me", "NET_ALLOW": "10.0.0.1/8,x",
+		"MEM": "abc", "CPUS": "none", "USERSPACE": "kvm", "CPU_PLACEMENT": "on", "NET": "no", "PORTS": "22 99999 x", "PORTS_SOURCE": "me", "NET_ALLOW": "10.0.0.1/8,x",
 		"NET_DENY": "all/all", "NET_MTU": "1279", "NET_PCAP": "a.pcap", "NET_METRICS": "localhost:9100",
 		"ROOT_PASSWORD": "hunter2:", "SSH_AUTHORIZED_KEYS": "ssh-rsa nonsense",
 		"HOSTNAME": "a b", "STOP_TIMEOUT": "soon", "LOG_LEVEL": "panic", "LOG_FORMAT": "xml",
@@ -141,6 +145,9 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 	})
 	want := strings.Join([]string{
 		`MEM="abc": not a size; write a number with k, M or G, like 256M`,
+		`USERSPACE="kvm": not a way to run programs; write auto, seccomp or ptrace`,
+		`CPUS="none": not a number of CPUs; write 1 to 64`,
+		`CPU_PLACEMENT="on": write auto or off`,
 		`NET="no": neither on nor off; write off for a guest without a network`,
 		`PORTS="22 99999 x": item 2, "99999", character 4: port 99999 is not between 1 and 65535`,
 		`PORTS="22 99999 x": item 3, "x", character 10: "x" is not a port; write a number, like 22, 8080:80 or 53/udp`,

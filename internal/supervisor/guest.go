@@ -51,6 +51,8 @@ type guest struct {
 	panicked bool
 	// restart says that the kernel announced that it restarts.
 	restart bool
+	// modeTold says that the log has told how the guest's programs are run.
+	modeTold bool
 	// stop is the way down, nil as long as nobody asked for it.
 	stop *stopLadder
 	// signal is the first one that came, result how the session ended: nil as long as it has not.
@@ -214,9 +216,27 @@ func (g *guest) handle(event mconsole.Notification) bool {
 			return false
 		}
 		g.log.Debug().Dur("dur", g.age()).Str("event", event.Data).Msg("guest reports")
+		g.tellMode()
 		g.console.startInput()
 	}
 	return false
+}
+
+// tellMode says once how the guest's programs are run, and what that means.
+func (g *guest) tellMode() {
+	if g.modeTold || g.log.GetLevel() > zerolog.InfoLevel {
+		return
+	}
+	mode := uml.UserspaceMode(g.kernel.PID())
+	switch mode {
+	case uml.ModeSeccomp:
+		g.log.Info().Str("userspace", mode).Msg("fast, with several CPUs; a program in the guest that means harm can reach " +
+			"the guest kernel's memory: USERSPACE=ptrace keeps it out")
+	case uml.ModePtrace:
+		g.log.Info().Str("userspace", mode).Msg("programs in the guest cannot reach the guest kernel's memory; " +
+			"slower than USERSPACE=seccomp, and one CPU")
+	}
+	g.modeTold = mode != ""
 }
 
 // report turns the end of the kernel's process into the container's exit code, and says why if it is not 0.

@@ -17,6 +17,7 @@ import (
 
 	"docker-usermode-linux/internal/agent"
 	"docker-usermode-linux/internal/attach"
+	"docker-usermode-linux/internal/balloon"
 	"docker-usermode-linux/internal/boot"
 	"docker-usermode-linux/internal/config"
 	"docker-usermode-linux/internal/control"
@@ -133,6 +134,11 @@ func run(
 		return failed, errors.Join(err, closeIf(metrics))
 	}
 	defer link.close()
+	ram, err := balloon.New(filepath.Join(dir, "balloon"))
+	if err != nil {
+		return failed, errors.Join(err, closeIf(metrics))
+	}
+	defer ram.Close()
 	g := &guest{
 		link:        link,
 		messages:    messages,
@@ -172,6 +178,9 @@ func run(
 	options := uml.Options{
 		Path:      cfg.Kernel,
 		Mem:       cfg.Mem,
+		CPUs:      cfg.CPUs,
+		Userspace: cfg.Userspace.String(),
+		Place:     cfg.CPUPlacement,
 		HostFS:    cfg.Rootfs,
 		Dir:       dir,
 		ID:        umlID,
@@ -179,6 +188,7 @@ func run(
 		Initramfs: initramfs,
 		NIC:       network.nic,
 		Port:      link.path,
+		Balloon:   filepath.Join(dir, "balloon"),
 		Console:   con.guest,
 		Stderr:    messages.guest,
 		Quiet:     cfg.LogLevel > zerolog.DebugLevel,
@@ -193,7 +203,8 @@ func run(
 	g.kernel, g.console, g.initramfs = kernel, con, initramfs
 	g.pid.Store(int64(kernel.PID()))
 	g.client = mconsole.NewClient(options.ConsoleSocket())
-	log.Info().Int("pid", kernel.PID()).Str("mem", config.FormatSize(cfg.Mem)).Msg("kernel started")
+	log.Info().Int("pid", kernel.PID()).Str("mem", config.FormatSize(cfg.Mem)).Int("cpus", cfg.CPUs).
+		Msg("kernel started")
 	log.Debug().Strs("args", kernel.Args).Msg("kernel arguments")
 	con.start()
 	input := time.AfterFunc(foreignInitGrace, con.startInput)
@@ -202,6 +213,7 @@ func run(
 
 	network.start(ctx)
 	running.Go(func() { link.run(ctx) })
+	running.Go(func() { giveMemoryBack(ctx, ram, log) })
 	running.Go(func() { keepTime(ctx, link, log) })
 	var sessionEnded <-chan sessionEnd
 	if g.session != nil {
@@ -215,6 +227,14 @@ func run(
 	con.drain(drainTimeout)
 	messages.drain(drainTimeout)
 	return g.report(exit)
+}
+
+// giveMemoryBack serves the balloon until ctx ends or the guest is gone.
+func giveMemoryBack(ctx context.Context, ram *balloon.Balloon, log zerolog.Logger) {
+	defer context.AfterFunc(ctx, ram.Close)()
+	if err := ram.Run(); err != nil {
+		log.Error().Err(err).Msg("memory that the guest does not need is not given back any more")
+	}
 }
 
 // nudge sends the kernel a request that does nothing, so that it looks at all that is there to be read.

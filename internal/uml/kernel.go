@@ -54,7 +54,7 @@ func Start(o Options) (*Kernel, error) {
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start kernel %s: %w", o.Path, err)
 	}
-	if hasOneCPU(args) {
+	if o.Place {
 		go k.place()
 	}
 	return k, nil

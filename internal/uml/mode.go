@@ -7,11 +7,18 @@ import (
 	"strings"
 )
 
-// The ways to run the guest's processes, as the kernel's argument seccomp= chooses them.
+// The ways to run the guest's processes. ModeAuto is ModeSeccomp, or ModePtrace where the host forbids that.
 const (
+	ModeAuto    = "auto"
 	ModeSeccomp = "seccomp"
 	ModePtrace  = "ptrace"
 )
+
+// seccompArg is the value of the kernel's argument seccomp= that chooses a mode.
+var seccompArg = map[string]string{ModeAuto: "auto", ModeSeccomp: "on", ModePtrace: "off"}
+
+// stubName is what the kernel calls its stubs (arch/um/kernel/skas/stub_exe.c).
+const stubName = "uml-userspace"
 
 // UserspaceMode says how the kernel with that pid runs the guest's processes: in mode ptrace it traces its stubs. It is
 // empty while there is no stub, and for a process that is gone.
@@ -19,8 +26,8 @@ func UserspaceMode(pid int) string {
 	statuses, _ := filepath.Glob("/proc/[0-9]*/status")
 	for _, path := range statuses {
 		fields := statusFields(path)
-		if fields["PPid"] != strconv.Itoa(pid) {
-			continue
+		if fields["PPid"] != strconv.Itoa(pid) || fields["Name"] != stubName {
+			continue // the kernel has helpers, too
 		}
 		if fields["TracerPid"] == fields["PPid"] {
 			return ModePtrace

@@ -19,13 +19,18 @@ import (
 // any factor.
 const loopsPerJiffy = 20_000_000
 
-// virtioDevice is the argument that adds a vhost-user device, and virtioNet the number of network devices in
-// include/uapi/linux/virtio_ids.h.
+// virtioDevice is the argument that adds a vhost-user device; the others are numbers of kinds of them
+// (include/uapi/linux/virtio_ids.h).
 const (
 	virtioDevice  = "virtio_uml.device"
 	virtioNet     = 1
 	virtioConsole = 3
+	virtioBalloon = 5
 )
+
+// reportingOrder has free memory reported in blocks of 2^6 pages, 256 KiB: what programs leave behind is seldom free in
+// the blocks of 4 MiB that would be the kernel's choice.
+const reportingOrder = 6
 
 // noSpareDevices keeps drivers that are built in from making devices nobody asked for: the guest's list of network
 // interfaces is to be lo and eth0.
@@ -37,6 +42,12 @@ type Options struct {
 	Path string
 	// Mem is the guest's RAM in bytes.
 	Mem uint64
+	// CPUs is the number of virtual CPUs; several need the userspace mode seccomp.
+	CPUs int
+	// Userspace is how guest processes are run: ModeAuto, ModeSeccomp or ModePtrace.
+	Userspace string
+	// Place has the virtual CPUs kept on CPUs of the host, by Start.
+	Place bool
 	// HostFS is the only directory of the host whose files the guest can mount (as type hostfs).
 	HostFS string
 	// Dir is a writable directory for the pid file and the management console's socket, which is
@@ -50,6 +61,8 @@ type Options struct {
 	NIC string
 	// Port is the path of the unix socket of a vhost-user console device.
 	Port string
+	// Balloon is the path of the unix socket of a vhost-user balloon device, which gets reports of free pages.
+	Balloon string
 	// Console becomes the main console, tty0: a terminal or a pipe. UML cannot poll a plain file.
 	Console *os.File
 	// Stderr gets what the kernel says before it has a console, and why it gave up.
@@ -71,6 +84,12 @@ func (o Options) Cmdline() []string {
 	if o.Mem != 0 {
 		add("mem=%d", o.Mem)
 	}
+	if o.CPUs > 1 && !refusesSeccomp(o.Args) {
+		add("ncpus=%d", o.CPUs)
+	}
+	if o.Userspace != "" {
+		add("seccomp=%s", seccompArg[o.Userspace])
+	}
 	if o.HostFS != "" {
 		add("hostfs=%s", o.HostFS)
 	}
@@ -90,13 +109,16 @@ func (o Options) Cmdline() []string {
 	if o.Port != "" {
 		add("%s=%s:%d", virtioDevice, o.Port, virtioConsole)
 	}
+	if o.Balloon != "" {
+		add("%s=%s:%d", virtioDevice, o.Balloon, virtioBalloon)
+		add("page_reporting.page_reporting_order=%d", reportingOrder)
+	}
 	// A guest's reboot must end the process; without noreboot UML executes itself anew, for ever.
 	add("con0=fd:0,fd:1")
 	add("con=null")
 	add("noreboot")
 	// Else the guest's kernel.sysrq decides whether a sync and a remount that we ask for are done.
 	add("sysrq_always_enabled")
-	add("seccomp=auto")
 	add("lpj=%d", loopsPerJiffy)
 	ours = append(ours, noSpareDevices...)
 	if o.Quiet && !setsLoudness(o.Args) {
@@ -109,6 +131,9 @@ func (o Options) Cmdline() []string {
 	})
 	return append(ours, o.Args...)
 }
+
+// refusesSeccomp says whether the user chooses the mode that has one CPU.
+func refusesSeccomp(args []string) bool { return slices.Contains(args, "seccomp=off") }
 
 // isVector says whether an argument sets the first interface of UML's vector driver: a NIC of the user's own, in place
 // of ours.

@@ -20,6 +20,8 @@ func testOptions(t *testing.T) Options {
 	return Options{
 		Path:      "/linux",
 		Mem:       256 << 20,
+		CPUs:      2,
+		Userspace: ModeAuto,
 		HostFS:    "/rootfs",
 		Dir:       "/run/uml-1",
 		ID:        "guest",
@@ -31,13 +33,26 @@ func testOptions(t *testing.T) Options {
 
 func TestCmdline(t *testing.T) {
 	want := []string{
-		"mem=268435456", "hostfs=/rootfs", "uml_dir=/run/uml-1", "umid=guest", "mconsole=notify:/run/uml-1/notify",
+		"mem=268435456", "ncpus=2", "seccomp=auto", "hostfs=/rootfs", "uml_dir=/run/uml-1", "umid=guest", "mconsole=notify:/run/uml-1/notify",
 		"initrd=/proc/self/fd/3", "virtio_uml.device=/run/uml-1/nic:1",
-		"con0=fd:0,fd:1", "con=null", "noreboot", "sysrq_always_enabled", "seccomp=auto", "lpj=20000000",
+		"con0=fd:0,fd:1", "con=null", "noreboot", "sysrq_always_enabled", "lpj=20000000",
 		"fb_tunnels=none", "dummy.numdummies=0", "ifb.numifbs=0", "bonding.max_bonds=0",
 	}
 	if got := testOptions(t).Cmdline(); !slices.Equal(got, want) {
 		t.Errorf("Cmdline() = %q, want %q", got, want)
+	}
+}
+
+// TestCmdlinePtrace has one CPU in the mode that has no more, whoever asks for it.
+func TestCmdlinePtrace(t *testing.T) {
+	o := testOptions(t)
+	o.Userspace, o.CPUs = ModePtrace, 1
+	if got := o.Cmdline(); !slices.Contains(got, "seccomp=off") || slices.Contains(got, "ncpus=1") {
+		t.Errorf("Cmdline() in mode ptrace = %q, want seccomp=off and no ncpus=", got)
+	}
+	o.Userspace, o.CPUs, o.Args = ModeAuto, 2, []string{"seccomp=off"}
+	if got := o.Cmdline(); slices.Contains(got, "ncpus=2") {
+		t.Errorf("Cmdline() with the user's seccomp=off = %q, want no ncpus=", got)
 	}
 }
 
@@ -47,6 +62,9 @@ func TestCmdlineWithoutParts(t *testing.T) {
 	got := strings.Join(o.Cmdline(), " ")
 	if strings.Contains(got, "initrd=") {
 		t.Errorf("Cmdline() without initramfs = %q, want no initrd=", got)
+	}
+	if strings.Contains(got, "page_reporting") {
+		t.Errorf("Cmdline() without a balloon = %q", got)
 	}
 	o.NIC = ""
 	if got := strings.Join(o.Cmdline(), " "); strings.Contains(got, "virtio") {
@@ -74,7 +92,7 @@ func TestCmdlineDevices(t *testing.T) {
 // already have claimed its descriptors.
 func TestCmdlineUserWins(t *testing.T) {
 	for _, user := range []string{
-		"mem=1G", "con0=null", "con=pts", "seccomp=off", "initrd=/mine", "vec0:transport=tap,ifname=tap0",
+		"mem=1G", "con0=null", "con=pts", "seccomp=on", "ncpus=3", "initrd=/mine", "vec0:transport=tap,ifname=tap0",
 		"vec0=x", "hostfs=/", "lpj=1", "umid=mine", "noreboot",
 	} {
 		o := testOptions(t)
