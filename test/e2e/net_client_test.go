@@ -10,7 +10,7 @@ func TestNetClient(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	c, own, own6 := l.guest(t, "-e", "PORTS=7000/tcp+udp")
-	wants(t, "a client by TCP", peerTalk(t, l.peer, "tcp", own+":7000", "who"), l.addr)
+	l.waitOwnFamily(t, own, l.addr)
 	wants(t, "a client by UDP", peerTalk(t, l.peer, "udp", own+":7000", "who"), l.addr)
 	wants(t, "the container itself", docker(t, "exec", c.id, "/peer", "talk", "tcp", "127.0.0.1:7000", "who"), gateway)
 
@@ -29,11 +29,18 @@ func TestNetClient(t *testing.T) {
 	c.waitLog("it sees this client as the gateway from now on")
 }
 
+// waitOwnFamily waits until the guest sees a client of IPv4 as want. Where its server began to listen between the attempts
+// by both families, that is after some seconds in which such clients are led to its IPv6 address.
+func (l *lab) waitOwnFamily(t *testing.T, own, want string) {
+	t.Helper()
+	waitFor(t, "a client by TCP", func() error { return is(peerTalk(t, l.peer, "tcp", own+":7000", "who"), want) })
+}
+
 func TestNetClientGateway(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	_, own, own6 := l.guest(t, "-e", "PORTS=7000/tcp+udp", "-e", "PORTS_SOURCE=gateway")
-	wants(t, "a client by TCP", peerTalk(t, l.peer, "tcp", own+":7000", "who"), gateway)
+	l.waitOwnFamily(t, own, gateway)
 	wants(t, "a client by UDP", peerTalk(t, l.peer, "udp", own+":7000", "who"), gateway)
 	wants(t, "a client by IPv6", peerTalk(t, l.peer, "tcp", "["+own6+"]:7000", "who"), gateway6)
 }
