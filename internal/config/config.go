@@ -29,6 +29,7 @@ const DefaultRootPassword = "voidlinux"
 // Defaults of settings that are unset or empty; that of PORTS is only for unset.
 const (
 	defaultMem       = "256M"
+	defaultCPUs      = "1"
 	defaultUserspace = "auto"
 	defaultPlacement = "auto"
 	defaultNet       = "on"
@@ -200,7 +201,7 @@ func (env environment) parse() (Config, error) {
 	check("MEM", env.Mem, err)
 	c.Userspace, err = parseUserspace(cmp.Or(env.Userspace, defaultUserspace))
 	check("USERSPACE", env.Userspace, err)
-	c.CPUs, err = parseCPUs(env.CPUs, c.Userspace, allowedCPUs(os.DirFS("/sys/fs/cgroup")))
+	c.CPUs, err = parseCPUs(cmp.Or(env.CPUs, defaultCPUs), c.Userspace, allowedCPUs(os.DirFS("/sys/fs/cgroup")))
 	check("CPUS", env.CPUs, err)
 	c.CPUPlacement, err = parseSwitch(cmp.Or(env.CPUPlacement, defaultPlacement))
 	check("CPU_PLACEMENT", env.CPUPlacement, err)

@@ -49,7 +49,7 @@ func TestLoadDefaults(t *testing.T) {
 	}
 	want := Config{
 		Mem:             256 << 20,
-		CPUs:            min(allowedCPUs(os.DirFS("/sys/fs/cgroup")), maxDefaultCPUs),
+		CPUs:            1,
 		CPUPlacement:    true,
 		Net:             true,
 		Ports:           []Forward{{HostPort: 22, GuestPort: 22, Count: 1}},
@@ -146,7 +146,7 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 	want := strings.Join([]string{
 		`MEM="abc": not a size; write a number with k, M or G, like 256M`,
 		`USERSPACE="kvm": not a way to run programs; write auto, seccomp or ptrace`,
-		`CPUS="none": not a number of CPUs; write 1 to 64`,
+		`CPUS="none": not a number of CPUs; write 1 to 64, or auto`,
 		`CPU_PLACEMENT="on": write auto or off`,
 		`NET="no": neither on nor off; write off for a guest without a network`,
 		`PORTS="22 99999 x": item 2, "99999", character 4: port 99999 is not between 1 and 65535`,

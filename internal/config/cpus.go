@@ -13,8 +13,8 @@ import (
 const (
 	// MaxCPUs is the highest number of virtual CPUs: NR_CPUS of the guest's kernel, whose limit is UML's.
 	MaxCPUs = 64
-	// maxDefaultCPUs is the highest that a guest gets unasked. Each one is a thread of the host and 0.3 MB of its RAM.
-	maxDefaultCPUs = 8
+	// maxAutoCPUs is the highest that auto gives. Each one is a thread of the host and 0.3 MB of its RAM.
+	maxAutoCPUs = 8
 )
 
 // Userspace is how the kernel runs the guest's programs.
@@ -44,20 +44,20 @@ func parseUserspace(s string) (Userspace, error) {
 	return UserspaceAuto, errors.New("not a way to run programs; write auto, seccomp or ptrace")
 }
 
-// parseCPUs reads CPUS. Without it the guest gets as many as the container may use, as far as the mode has them.
+// parseCPUs reads CPUS: a number, or auto for as many as the container may use, as far as the mode has them.
 func parseCPUs(s string, userspace Userspace, allowed int) (int, error) {
-	if s == "" {
+	if strings.EqualFold(s, "auto") {
 		if userspace == UserspacePtrace {
 			return 1, nil
 		}
-		return min(allowed, maxDefaultCPUs), nil
+		return min(allowed, maxAutoCPUs), nil
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(s))
 	switch {
 	case err != nil || n < 1 || n > MaxCPUs:
-		return 1, fmt.Errorf("not a number of CPUs; write 1 to %d", MaxCPUs)
+		return 1, fmt.Errorf("not a number of CPUs; write 1 to %d, or auto", MaxCPUs)
 	case n > 1 && userspace == UserspacePtrace:
-		return 1, errors.New("with USERSPACE=ptrace the guest has one CPU; leave CPUS out, or write USERSPACE=seccomp")
+		return 1, errors.New("with USERSPACE=ptrace the guest has one CPU; write CPUS=1, or USERSPACE=seccomp")
 	}
 	return n, nil
 }

@@ -14,13 +14,13 @@ func TestParseCPUs(t *testing.T) {
 		want      int
 		problem   string
 	}{
-		{"", UserspaceAuto, 2, 2, ""},
-		{"", UserspaceAuto, 96, 8, ""},
-		{"", UserspacePtrace, 4, 1, ""},
+		{"auto", UserspaceAuto, 2, 2, ""},
+		{"Auto", UserspaceAuto, 96, 8, ""},
+		{"auto", UserspacePtrace, 4, 1, ""},
 		{"1", UserspacePtrace, 4, 1, ""},
 		{"16", UserspaceSeccomp, 2, 16, ""},
 		{" 3 ", UserspaceAuto, 2, 3, ""},
-		{"2", UserspacePtrace, 4, 1, "leave CPUS out, or write USERSPACE=seccomp"},
+		{"2", UserspacePtrace, 4, 1, "write CPUS=1, or USERSPACE=seccomp"},
 		{"0", UserspaceAuto, 4, 1, "write 1 to 64"},
 		{"65", UserspaceAuto, 4, 1, "write 1 to 64"},
 		{"1.5", UserspaceAuto, 4, 1, "write 1 to 64"},

@@ -230,7 +230,7 @@ func (g *guest) tellMode() {
 	mode := uml.UserspaceMode(g.kernel.PID())
 	switch mode {
 	case uml.ModeSeccomp:
-		g.log.Info().Str("userspace", mode).Msg("fast, with several CPUs; a program in the guest that means harm can reach " +
+		g.log.Info().Str("userspace", mode).Msg("fast, and several CPUs are possible; a program in the guest that means harm can reach " +
 			"the guest kernel's memory: USERSPACE=ptrace keeps it out")
 	case uml.ModePtrace:
 		g.log.Info().Str("userspace", mode).Msg("programs in the guest cannot reach the guest kernel's memory; " +

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestCPUs has the guest have as many CPUs as it is given, or as its container has.
+// TestCPUs has the guest have as many CPUs as it is given, or with auto as its container may use.
 func TestCPUs(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -16,8 +16,9 @@ func TestCPUs(t *testing.T) {
 		want    string
 	}{
 		{[]string{"-e", "CPUS=3"}, "3"},
-		{[]string{"--cpuset-cpus", "0"}, "1"},
-		{[]string{"--cpus", "0.5"}, "1"},
+		{nil, "1"},
+		{[]string{"-e", "CPUS=auto", "--cpuset-cpus", "0"}, "1"},
+		{[]string{"-e", "CPUS=auto", "--cpus", "0.5"}, "1"},
 		{[]string{"-e", "CPUS=1", "-e", "CPU_PLACEMENT=off"}, "1"},
 		{[]string{"-e", "USERSPACE=ptrace"}, "1"},
 	} {
