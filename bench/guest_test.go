@@ -32,7 +32,7 @@ func BenchmarkGuest(b *testing.B) {
 	}{
 		{"native", native},
 		{"guest", guest()},
-		{"guest,CPUS=1", guest("-e", "CPUS=1")},
+		{"guest,CPUS=2", guest("-e", "CPUS=2")},
 		{"guest,CPU_PLACEMENT=off", guest("-e", "CPU_PLACEMENT=off")},
 		{"guest,USERSPACE=ptrace", guest("-e", "USERSPACE=ptrace")},
 	} {
