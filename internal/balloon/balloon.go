@@ -70,11 +70,7 @@ func New(path string) (*Balloon, error) {
 // Run waits for the guest's driver and serves it until Close, or until the guest's kernel is gone, which are no errors,
 // or until it breaks the rules of virtio. It must be called at most once.
 func (b *Balloon) Run() error {
-	conn, err := b.listener.AcceptUnix()
-	_ = b.listener.Close() // there is one guest, for once; this removes the socket too
-	if err == nil {
-		err = b.device.Serve(conn)
-	}
+	err := b.device.ServeOne(b.listener)
 	if errors.Is(err, net.ErrClosed) || vhostuser.IsGone(err) {
 		return nil
 	}

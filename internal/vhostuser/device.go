@@ -113,6 +113,17 @@ func (d *Device) Serve(conn *net.UnixConn) error {
 	}
 }
 
+// ServeOne waits for the driver on l, closes l, which removes its socket, and serves the driver as Serve does: there is one
+// guest, for once.
+func (d *Device) ServeOne(l *net.UnixListener) error {
+	conn, err := l.AcceptUnix()
+	_ = l.Close()
+	if err != nil {
+		return err
+	}
+	return d.Serve(conn)
+}
+
 func (d *Device) serve(conn *net.UnixConn) error {
 	for {
 		m, err := Receive(conn)

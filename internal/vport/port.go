@@ -134,11 +134,7 @@ func config() []byte {
 // Run waits for the guest's driver and serves it until Close, or until the guest's kernel is gone, which are no errors,
 // or until it breaks the rules of virtio. It must be called at most once.
 func (p *Port) Run() error {
-	conn, err := p.listener.AcceptUnix()
-	_ = p.listener.Close() // there is one guest, for once; this removes the socket too
-	if err == nil {
-		err = p.device.Serve(conn)
-	}
+	err := p.device.ServeOne(p.listener)
 	p.Close()
 	if errors.Is(err, net.ErrClosed) || vhostuser.IsGone(err) {
 		return nil

@@ -185,12 +185,7 @@ func config(o Options) []byte {
 func (e *Endpoint) Run() error {
 	e.running.Add(1)
 	defer e.running.Done()
-	conn, err := e.listener.AcceptUnix()
-	_ = e.listener.Close() // there is one guest, for once; this removes the socket too
-	if err == nil {
-		err = e.device.Serve(conn)
-	}
-	e.shut(err)
+	e.shut(e.device.ServeOne(e.listener))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.cause
