@@ -201,7 +201,7 @@ func (env environment) parse() (Config, error) {
 	check("MEM", env.Mem, err)
 	c.Userspace, err = parseUserspace(cmp.Or(env.Userspace, defaultUserspace))
 	check("USERSPACE", env.Userspace, err)
-	c.CPUs, err = parseCPUs(cmp.Or(env.CPUs, defaultCPUs), c.Userspace, allowedCPUs(os.DirFS("/sys/fs/cgroup")))
+	c.CPUs, err = parseCPUs(cmp.Or(env.CPUs, defaultCPUs), c.Userspace, containerCPUs)
 	check("CPUS", env.CPUs, err)
 	c.CPUPlacement, err = parseSwitch(cmp.Or(env.CPUPlacement, defaultPlacement))
 	check("CPU_PLACEMENT", env.CPUPlacement, err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 
@@ -44,13 +45,14 @@ func parseUserspace(s string) (Userspace, error) {
 	return UserspaceAuto, errors.New("not a way to run programs; write auto, seccomp or ptrace")
 }
 
-// parseCPUs reads CPUS: a number, or auto for as many as the container may use, as far as the mode has them.
-func parseCPUs(s string, userspace Userspace, allowed int) (int, error) {
+// parseCPUs reads CPUS: a number, or auto for as many as the container may use, as far as the mode has them. allowed says
+// how many that are.
+func parseCPUs(s string, userspace Userspace, allowed func() int) (int, error) {
 	if strings.EqualFold(s, "auto") {
 		if userspace == UserspacePtrace {
 			return 1, nil
 		}
-		return min(allowed, maxAutoCPUs), nil
+		return min(allowed(), maxAutoCPUs), nil
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(s))
 	switch {
@@ -62,8 +64,11 @@ func parseCPUs(s string, userspace Userspace, allowed int) (int, error) {
 	return n, nil
 }
 
-// allowedCPUs is how many CPUs' time the container may use: those of its cpuset, and no more than its quota, rounded up,
-// pays for.
+// containerCPUs is allowedCPUs of the container that we are in.
+func containerCPUs() int { return allowedCPUs(os.DirFS("/sys/fs/cgroup")) }
+
+// allowedCPUs is how many CPUs' time a container may use with the cgroup at root: those of our cpuset, and no more than
+// its quota, rounded up, pays for.
 func allowedCPUs(root fs.FS) int {
 	allowed := 1
 	var set unix.CPUSet

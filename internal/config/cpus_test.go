@@ -25,7 +25,7 @@ func TestParseCPUs(t *testing.T) {
 		{"65", UserspaceAuto, 4, 1, "write 1 to 64"},
 		{"1.5", UserspaceAuto, 4, 1, "write 1 to 64"},
 	} {
-		got, err := parseCPUs(test.text, test.userspace, test.allowed)
+		got, err := parseCPUs(test.text, test.userspace, func() int { return test.allowed })
 		problem := ""
 		if err != nil {
 			problem = err.Error()
