@@ -63,6 +63,10 @@ func (k *Kernel) place() {
 		if unix.SchedGetaffinity(0, &allowed) != nil {
 			return
 		}
+		if allowed.Count() < 2 { // nothing to choose, until there is more
+			cpus, wait = unix.CPUSet{}, placementRest
+			continue
+		}
 		now := k.cpuThreads()
 		ran, waited := growth(threads, now)
 		switch {
