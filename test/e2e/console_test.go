@@ -66,7 +66,12 @@ func TestAttach(t *testing.T) {
 		term.expectAfter("stty size\r", fmt.Sprintf("%d %d\r\n", size.Rows, size.Cols))
 		term.send("sleep 1000\r")
 		term.expect("sleep 1000")
-		term.expectAfter("\x03", "# ") // one that comes before the shell has started the command is lost
+		waitFor(t, "the command", func() error { // a Ctrl-C before is for nobody
+			_, err := c.exec("sh", "-c", "grep -lx sleep /proc/[0-9]*/comm")
+			return err
+		})
+		term.send("\x03")
+		term.expect("# ")
 		term.send(detach)
 		term.wait()
 		if got := docker(t, "inspect", "-f", "{{.State.Running}}", c.id); got != "true" {

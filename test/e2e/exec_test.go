@@ -31,6 +31,7 @@ func (c *container) mustExec(args ...string) string {
 // status is what "entrypoint status --json" says, as far as the tests look at it.
 type status struct {
 	State    string
+	Mode     string
 	Healthy  bool
 	Problems []string
 	Guest    *struct {
@@ -44,20 +45,26 @@ type status struct {
 	Forwards     int
 }
 
+// status asks the supervisor.
+func (c *container) status() (status, error) {
+	var s status
+	out, err := dockerErr("exec", c.id, "entrypoint", "status", "--json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &s)
+	}
+	return s, err
+}
+
 // waitUp waits until the guest runs, under an init of that name.
 func (c *container) waitUp(init string) {
 	c.t.Helper()
 	waitFor(c.t, "a guest that is up", func() error {
-		var s status
-		out, err := dockerErr("exec", c.id, "entrypoint", "status", "--json")
-		if err == nil {
-			err = json.Unmarshal([]byte(out), &s)
-		}
+		s, err := c.status()
 		switch {
 		case err != nil:
 			return err
 		case s.State != "running" || s.Guest == nil || !s.Guest.Init.Up:
-			return errors.New(out)
+			return fmt.Errorf("%s: %q", s.State, s.Problems)
 		case s.Guest.Init.Name != init:
 			c.t.Fatalf("the guest's init is %q, want %s", s.Guest.Init.Name, init)
 		}

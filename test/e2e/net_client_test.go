@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -10,7 +11,8 @@ func TestNetClient(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	c, own, own6 := l.guest(t, "-e", "PORTS=7000/tcp+udp")
-	l.waitOwnFamily(t, own, l.addr)
+	l.waitOwnFamily(t, own)
+	wants(t, "a client by TCP", peerTalk(t, l.peer, "tcp", own+":7000", "who"), l.addr)
 	wants(t, "a client by UDP", peerTalk(t, l.peer, "udp", own+":7000", "who"), l.addr)
 	wants(t, "the container itself", docker(t, "exec", c.id, "/peer", "talk", "tcp", "127.0.0.1:7000", "who"), gateway)
 
@@ -29,18 +31,24 @@ func TestNetClient(t *testing.T) {
 	c.waitLog("it sees this client as the gateway from now on")
 }
 
-// waitOwnFamily waits until the guest sees a client of IPv4 as want. Where its server began to listen between the attempts
-// by both families, that is after some seconds in which such clients are led to its IPv6 address.
-func (l *lab) waitOwnFamily(t *testing.T, own, want string) {
+// waitOwnFamily waits until clients of IPv4 are led to the guest's IPv4 address. Where its server began to listen between
+// the attempts by both families, they are led to the other one for some seconds.
+func (l *lab) waitOwnFamily(t *testing.T, own string) {
 	t.Helper()
-	waitFor(t, "a client by TCP", func() error { return is(peerTalk(t, l.peer, "tcp", own+":7000", "who"), want) })
+	waitFor(t, "a client of IPv4", func() error {
+		if got := peerTalk(t, l.peer, "tcp", own+":7000", "who"); got == gateway6 {
+			return errors.New(got)
+		}
+		return nil
+	})
 }
 
 func TestNetClientGateway(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	_, own, own6 := l.guest(t, "-e", "PORTS=7000/tcp+udp", "-e", "PORTS_SOURCE=gateway")
-	l.waitOwnFamily(t, own, gateway)
+	l.waitOwnFamily(t, own)
+	wants(t, "a client by TCP", peerTalk(t, l.peer, "tcp", own+":7000", "who"), gateway)
 	wants(t, "a client by UDP", peerTalk(t, l.peer, "udp", own+":7000", "who"), gateway)
 	wants(t, "a client by IPv6", peerTalk(t, l.peer, "tcp", "["+own6+"]:7000", "who"), gateway6)
 }

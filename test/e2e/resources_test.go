@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -42,8 +41,7 @@ func TestUserspace(t *testing.T) {
 		if log := c.logs(); !strings.Contains(log, "userspace="+mode) {
 			t.Errorf("USERSPACE=%s: not in the log\n%s", mode, log)
 		}
-		var s struct{ Mode string }
-		if err := json.Unmarshal([]byte(docker(t, "exec", c.id, "entrypoint", "status", "--json")), &s); err != nil || s.Mode != mode {
+		if s, err := c.status(); err != nil || s.Mode != mode {
 			t.Errorf("USERSPACE=%s: status says %q, %v", mode, s.Mode, err)
 		}
 	}
@@ -55,8 +53,8 @@ func TestMemoryReturns(t *testing.T) {
 	const used = 600
 	c := start(t, "-e", "MEM=1G", "-e", "PORTS=")
 	resident := func() uint64 {
-		var s status
-		if err := json.Unmarshal([]byte(docker(t, "exec", c.id, "entrypoint", "status", "--json")), &s); err != nil {
+		s, err := c.status()
+		if err != nil {
 			t.Fatal(err)
 		}
 		return s.HostResident >> 20
