@@ -18,10 +18,10 @@
 //
 //	run [OPTION]... COMMAND [ARGUMENT]...
 //	                     Boot, run the command in the guest as root, and end with it. Its standard streams are ours,
-//	                     signals go to it (see Signals). Without --init, no init of the guest's is started: our own program is process
-//	                     1, and mounts what a container has. LOG_LEVEL defaults to warn, PORTS to nothing; the guest's
-//	                     console goes to the log at level debug. A guest that powers itself off meanwhile ends with the
-//	                     kernel's exit code.
+//	                     signals go to it (see Signals). Without --init, no init of the guest's is started: our own
+//	                     program is process 1, and mounts what a container has. LOG_LEVEL defaults to warn, PORTS to
+//	                     nothing; the guest's console goes to the log at level debug. A guest that powers itself off
+//	                     meanwhile ends with the kernel's exit code.
 //	exec [OPTION]... [COMMAND [ARGUMENT]...]
 //	                     Run a command in the guest, without one a login shell. The same by the name guest: docker exec
 //	                     -it CONTAINER guest. A guest that boots is waited for, 30 s at most.
@@ -55,11 +55,11 @@
 //	                     at most. Default 1. Each is a thread of the kernel's process. More than one makes a boot, and what
 //	                     programs say to each other, slower.
 //	USERSPACE            How the guest's programs are run: seccomp, ptrace or auto. Default auto: seccomp, or ptrace where the
-//	                     host forbids that. seccomp is fast and has several CPUs, but a program in the guest that means harm
-//	                     can reach the guest kernel's memory; ptrace keeps it out, is slower and has one CPU.
+//	                     host forbids that. seccomp is fast and can have several CPUs, but a program in the guest that means
+//	                     harm can reach the guest kernel's memory; ptrace keeps it out, is slower and has one CPU.
 //	CPU_PLACEMENT        auto or off. Default auto: each CPU of the guest stays on one of the host's that the container may
 //	                     use, and is moved when that is busy with something else. With off the host's scheduler alone
-//	                     decides; system calls of the guest are many times slower then on virtual machines.
+//	                     decides; system calls of the guest are slower then, on virtual machines by a third or more.
 //	NET                  on or off. Default on; off is a guest without a network interface, and leaves nothing to set for
 //	                     PORTS, NET_ALLOW, NET_DENY, NET_MTU, NET_PCAP and NET_METRICS.
 //	PORTS                Ports forwarded into the guest, separated by blanks or commas. Default 22; empty
@@ -125,8 +125,8 @@
 // SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPWR and SIGRTMIN+3 power the guest off in an orderly way. A second one
 // does not wait for the guest's init any longer, and so on, down to killing the kernel. With run, the first one goes to
 // the command, and the guest is powered off when that has ended, or after STOP_TIMEOUT less the 2.5 s (half of a shorter
-// one) that are left for the power-off. SIGUSR1, SIGUSR2, SIGALRM and
-// SIGCONT go to the command of run, too, as soon as it can run, and mean nothing else.
+// one) that are left for the power-off. SIGUSR1, SIGUSR2, SIGALRM and SIGCONT go to the command of run, too, as soon as it
+// can run, and mean nothing else.
 //
 // # Reboot
 //

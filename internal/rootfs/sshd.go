@@ -21,8 +21,8 @@ const (
 )
 
 // SetSSHServer writes the drop-in of an OpenSSH server that reads drop-ins, so that root can log in by the means
-// that s names and by no other; when nobody asked for a login, none. When root keeps a password of its own that s did not ask for, it writes nothing, but
-// takes back that there is no login by password.
+// that s names and by no other; when nobody asked for a login, none. When root keeps a password of its own that s did not
+// ask for, it writes nothing, but takes back that there is no login by password.
 func SetSSHServer(root *os.Root, s boot.Settings, state PasswordState) error {
 	if s.LoginUnasked {
 		return nil

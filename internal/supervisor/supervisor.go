@@ -134,7 +134,8 @@ func run(
 		return failed, errors.Join(err, closeIf(metrics))
 	}
 	defer link.close()
-	ram, err := balloon.New(filepath.Join(dir, "balloon"))
+	ramSocket := filepath.Join(dir, "balloon")
+	ram, err := balloon.New(ramSocket)
 	if err != nil {
 		return failed, errors.Join(err, closeIf(metrics))
 	}
@@ -188,7 +189,7 @@ func run(
 		Initramfs: initramfs,
 		NIC:       network.nic,
 		Port:      link.path,
-		Balloon:   filepath.Join(dir, "balloon"),
+		Balloon:   ramSocket,
 		Console:   con.guest,
 		Stderr:    messages.guest,
 		Quiet:     cfg.LogLevel > zerolog.DebugLevel,
