@@ -39,6 +39,7 @@ lint: need-go ## Formatting, vet, staticcheck, shellcheck
 
 unit: need-go ## Unit tests, with the race detector
 	scripts/ensure gcc libc6-dev
+	command -v newuidmap >/dev/null || scripts/ensure uidmap
 	$(GO) test -race -timeout $(TIMEOUT) $$($(GO) list ./... | grep -v /test/e2e)
 
 fuzz: need-go ## Each fuzz target for FUZZTIME

@@ -38,6 +38,7 @@ var imports = map[string][]string{
 		"internal/mconsole", "internal/slirp", "internal/slirp/dns", "internal/uml", "internal/vport",
 	},
 	"internal/uml":                     {},
+	"internal/userns":                  {},
 	"internal/vhostuser/vhostusertest": {"internal/vhostuser"},
 	"internal/vport":                   {"internal/vhostuser"},
 	"internal/vport/vporttest":         {"internal/vhostuser", "internal/vhostuser/vhostusertest"},
