@@ -25,6 +25,7 @@ var imports = map[string][]string{
 	"internal/boot":      {},
 	"internal/config":    {},
 	"internal/control":   {},
+	"internal/disk":      {},
 	"internal/mconsole":  {},
 	"internal/netnstest": {},
 	"internal/pid1":      {},

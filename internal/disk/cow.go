@@ -1,0 +1,98 @@
+package disk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// cowHeader is the start of a file in which UML's ubd driver keeps what was written, while what was not stays in a
+// backing file: struct cow_header_v3 in arch/um/drivers/cow_user.c, packed and big-endian. A bitmap of all sectors follows,
+// and then the sectors, in the same place as in the backing file; both start at a multiple of Alignment.
+type cowHeader struct {
+	Magic, Version    uint32
+	Mtime             uint32 // of the backing file, which must not have changed since
+	Size              uint64
+	Sector, Alignment uint32
+	Format            uint32
+	Backing           [4096]byte
+}
+
+const (
+	cowMagic     = 0x4f4f4f4d
+	cowVersion   = 3
+	cowSector    = 512
+	cowAlignment = 4096
+)
+
+// Ephemeral returns a file that takes the writes of a guest whose disk is to stay as it is: the kernel gets it by its
+// descriptor, as ubd0=/proc/self/fd/N,name. The image is opened read-only then, and may be the disk of several such guests;
+// hold it with LockShared, as the kernel refuses an image that was written to meanwhile. Both name and the other path must
+// not have a comma or a colon, which /proc/self/fd/N has not for the image either.
+//
+// The file has no name, so that nothing is left of it whatever happens. It is sparse, and lies in dir, which should not be
+// in RAM (/var/tmp rather than /tmp).
+//
+// The driver would make such a file itself where there is none, but only one with a name. A copy of the image would take
+// as long as it is large, unless the host's file system shares blocks (FICLONE), which ext4 does not. In the guest, an
+// overlay or a dm-snapshot would be seen by it, and would have to be set up before its root is mounted.
+func Ephemeral(image, name, dir string) (*os.File, error) {
+	info, err := os.Stat(image)
+	if err != nil {
+		return nil, fmt.Errorf("ephemeral disk: %w", err)
+	}
+	header := cowHeader{
+		Magic: cowMagic, Version: cowVersion, Mtime: uint32(info.ModTime().Unix()), Size: uint64(info.Size()),
+		Sector: cowSector, Alignment: cowAlignment,
+	}
+	// The driver has an int for the bitmap's end.
+	end, total := cowSizes(info.Size())
+	if !info.Mode().IsRegular() || info.Size() == 0 || end > math.MaxInt32 {
+		return nil, fmt.Errorf("ephemeral disk: %s is no image", image)
+	}
+	if copy(header.Backing[:len(header.Backing)-1], name) < len(name) || name == "" {
+		return nil, fmt.Errorf("ephemeral disk: %q is too long a name", name)
+	}
+	f, err := unnamed(dir)
+	if err != nil {
+		return nil, fmt.Errorf("ephemeral disk: %w", err)
+	}
+	err = errors.Join(binary.Write(f, binary.BigEndian, header), f.Truncate(total))
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("ephemeral disk: %w", err)
+	}
+	return f, nil
+}
+
+// cowSizes tells where the sectors start and what the whole file's size is (cow_sizes in the same file).
+func cowSizes(size int64) (data, total int64) {
+	bitmap := (size + 8*cowSector - 1) / (8 * cowSector)
+	data = roundUp(roundUp(int64(binary.Size(cowHeader{})), cowAlignment)+bitmap, cowAlignment)
+	return data, data + size
+}
+
+// unnamed makes a file that is gone when it is closed.
+func unnamed(dir string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return os.NewFile(uintptr(fd), "ephemeral disk"), nil
+	}
+	return removed(dir) // not every file system has O_TMPFILE
+}
+
+func removed(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, ".disk-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
