@@ -40,6 +40,7 @@ lint: need-go ## Formatting, vet, staticcheck, shellcheck
 unit: need-go ## Unit tests, with the race detector
 	scripts/ensure gcc libc6-dev
 	command -v newuidmap >/dev/null || scripts/ensure uidmap
+	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs
 	$(GO) test -race -timeout $(TIMEOUT) $$($(GO) list ./... | grep -v /test/e2e)
 
 fuzz: need-go ## Each fuzz target for FUZZTIME

@@ -31,8 +31,8 @@ const (
 
 // Ephemeral returns a file that takes the writes of a guest whose disk is to stay as it is: the kernel gets it by its
 // descriptor, as ubd0=/proc/self/fd/N,name. The image is opened read-only then, and may be the disk of several such guests;
-// hold it with LockShared, as the kernel refuses an image that was written to meanwhile. Both name and the other path must
-// not have a comma or a colon, which /proc/self/fd/N has not for the image either.
+// hold it with LockShared, as the kernel refuses an image that was written to meanwhile. The kernel takes a comma or a
+// colon in name for a separator: pass the image by a descriptor, too, /proc/self/fd/M, if its path may have one.
 //
 // The file has no name, so that nothing is left of it whatever happens. It is sparse, and lies in dir, which should not be
 // in RAM (/var/tmp rather than /tmp).

@@ -60,18 +60,18 @@ func readInodes(image io.ReaderAt, visit func(inode) error) error {
 	u16 := binary.LittleEndian.Uint16
 	u32 := binary.LittleEndian.Uint32
 	count, perGroup, first := u32(super[superInodes:]), u32(super[superInodesPerGroup:]), u32(super[superFirstInode:])
-	size, descSize := int(u16(super[superInodeSize:])), 32
+	descSize := 32
 	incompat, logSize := u32(super[superIncompat:]), u32(super[superLogBlockSize:])
 	if incompat&incompat64Bit != 0 {
 		descSize = int(u16(super[superDescSize:]))
 	}
 	if u16(super[superMagic:]) != magic || incompat&incompatMeta != 0 || logSize != 2 || perGroup == 0 ||
-		perGroup > 8*blockSize || size < 128 || size > blockSize || descSize < 32 || descSize > blockSize {
+		perGroup > 8*blockSize || u16(super[superInodeSize:]) != inodeSize || descSize < 32 || descSize > blockSize {
 		return errNoExt4
 	}
 
 	desc := make([]byte, descSize)
-	table := make([]byte, int(perGroup)*size)
+	table := make([]byte, int(perGroup)*inodeSize)
 	for start := uint32(0); start < count; start += min(perGroup, count-start) {
 		// The descriptors follow the superblock's block.
 		if _, err := image.ReadAt(desc, blockSize+int64(start/perGroup)*int64(descSize)); err != nil {
@@ -85,7 +85,7 @@ func readInodes(image io.ReaderAt, visit func(inode) error) error {
 			return fmt.Errorf("%w: %w", errNoExt4, err)
 		}
 		for i := range min(perGroup, count-start) {
-			raw := table[int(i)*size:]
+			raw := table[int(i)*inodeSize:]
 			n := inode{
 				number: start + i + 1,
 				mode:   u16(raw[inodeMode:]),

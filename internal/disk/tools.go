@@ -43,8 +43,8 @@ func findTools(names ...string) (tools, error) {
 	return t, nil
 }
 
-// run runs a program in a directory and returns what it says on standard error. Nothing of our environment is passed on: much of it
-// changes what e2fsprogs makes (MKE2FS_CONFIG, SOURCE_DATE_EPOCH, …).
+// run runs a program in a directory and returns what it says on standard error. Nothing of our environment is passed on:
+// much of it changes what e2fsprogs makes (MKE2FS_CONFIG, SOURCE_DATE_EPOCH, …).
 func (t tools) run(ctx context.Context, dir, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, t[name], args...)
 	cmd.Dir = dir

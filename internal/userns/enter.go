@@ -151,8 +151,9 @@ func checkProfile(label string) error {
 	if !strings.HasPrefix(label, "unprivileged_userns") && !strings.Contains(label, "//&unprivileged_userns") {
 		return nil
 	}
-	return fmt.Errorf("%w: AppArmor takes all capabilities away in them: sysctl kernel.apparmor_restrict_unprivileged_userns=0, "+
-		"or a profile in /etc/apparmor.d: profile uml %s flags=(unconfined) { userns, }", ErrForbidden, executable())
+	return fmt.Errorf("%w: AppArmor takes all capabilities away in them: "+
+		"set sysctl kernel.apparmor_restrict_unprivileged_userns=0, or load a profile from /etc/apparmor.d: "+
+		"profile uml %s flags=(unconfined) { userns, }", ErrForbidden, executable())
 }
 
 // nameOf is the path to execute the program by. A descriptor's, which always works, would be what ps shows as its name,
