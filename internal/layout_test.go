@@ -32,6 +32,7 @@ var imports = map[string][]string{
 	"internal/rootfs":    {"internal/boot"},
 	"internal/slirp":     {"internal/slirp/dhcp", "internal/slirp/dns", "internal/slirp/link"},
 	"internal/slirp/dns": {}, "internal/slirp/dhcp": {}, "internal/vhostuser": {},
+	"internal/image/runconfig": {},
 	"internal/slirp/link":      {"internal/vhostuser"},
 	"internal/slirp/slirptest": {"internal/vhostuser/vhostusertest"},
 	"internal/supervisor": {
