@@ -26,6 +26,7 @@ var imports = map[string][]string{
 	"internal/config":    {},
 	"internal/control":   {},
 	"internal/disk":      {},
+	"internal/image":     {"internal/image/runconfig"},
 	"internal/mconsole":  {},
 	"internal/netnstest": {},
 	"internal/pid1":      {},
