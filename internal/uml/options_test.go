@@ -33,7 +33,7 @@ func testOptions(t *testing.T) Options {
 
 func TestCmdline(t *testing.T) {
 	want := []string{
-		"mem=268435456", "ncpus=2", "seccomp=auto", "hostfs=/rootfs", "uml_dir=/run/uml-1", "umid=guest", "mconsole=notify:/run/uml-1/notify",
+		"mem=268435456", "ncpus=2", "rcupdate.rcu_expedited=1", "seccomp=auto", "hostfs=/rootfs", "uml_dir=/run/uml-1", "umid=guest", "mconsole=notify:/run/uml-1/notify",
 		"initrd=/proc/self/fd/3", "virtio_uml.device=/run/uml-1/nic:1",
 		"con0=fd:0,fd:1", "con=null", "noreboot", "sysrq_always_enabled", "lpj=20000000",
 		"fb_tunnels=none", "dummy.numdummies=0", "ifb.numifbs=0", "bonding.max_bonds=0",
