@@ -15,14 +15,17 @@ import (
 var imports = map[string][]string{
 	"bench/load": {}, "bench/work": {},
 	"cmd/entrypoint": {
-		"internal/agent", "internal/attach", "internal/config", "internal/control", "internal/pid1", "internal/slirp",
+		"internal/attach", "internal/command", "internal/config", "internal/control", "internal/slirp",
 		"internal/supervisor", "internal/uml",
 	},
-	"cmd/guest":          {"internal/agent", "internal/boot", "internal/rootfs"},
-	"internal/agent":     {},
-	"internal/attach":    {"internal/agent"},
-	"internal/balloon":   {"internal/vhostuser"},
-	"internal/boot":      {},
+	"cmd/guest":        {"internal/agent", "internal/boot", "internal/rootfs"},
+	"internal/agent":   {},
+	"internal/attach":  {"internal/agent"},
+	"internal/balloon": {"internal/vhostuser"},
+	"internal/boot":    {},
+	"internal/command": {
+		"internal/agent", "internal/attach", "internal/control", "internal/pid1", "internal/slirp", "internal/supervisor",
+	},
 	"internal/config":    {},
 	"internal/control":   {},
 	"internal/disk":      {},

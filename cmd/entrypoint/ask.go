@@ -2,15 +2,81 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
+	"docker-usermode-linux/internal/command"
 	"docker-usermode-linux/internal/control"
+	"docker-usermode-linux/internal/slirp"
+	"docker-usermode-linux/internal/supervisor"
 )
+
+// execCommand runs a command in the guest that runs here.
+func execCommand(args []string) int {
+	c, err := parseGuestCommand("exec", args)
+	if err != nil {
+		return guestUsage("exec", err)
+	}
+	code, err := c.Exec(context.Background(), func(ctx context.Context) (*control.Client, error) {
+		guest, err := control.Find(ctx, c.dir)
+		if errors.Is(err, control.ErrNoGuest) {
+			err = fmt.Errorf("%w; ask beside one that runs: docker exec CONTAINER guest", err)
+		}
+		return guest, err
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "entrypoint exec:", err)
+		return command.ExitNotRun
+	}
+	return code
+}
+
+// statusCommand shows how the guest that runs here is.
+func statusCommand(args []string) int {
+	var s supervisor.Status
+	asJSON := false
+	code, ok := askGuest("status", args, func(flags *flag.FlagSet) {
+		flags.BoolVar(&asJSON, "json", false, "print everything as JSON")
+	}, "/status", &s)
+	if !ok {
+		return code
+	}
+	return show("status", asJSON, s, func(w io.Writer) error { return command.WriteStatus(w, s) })
+}
+
+// healthcheckCommand is what Docker's HEALTHCHECK runs: its exit code says whether the guest is healthy, what it prints
+// why not.
+func healthcheckCommand(args []string) int {
+	var s supervisor.Status
+	code, ok := askGuest("healthcheck", args, func(*flag.FlagSet) {}, "/status", &s)
+	if !ok {
+		return code
+	}
+	if !s.Healthy {
+		fmt.Printf("%s: %s\n", s.State, strings.Join(s.Problems, "; "))
+		return command.ExitFailed
+	}
+	fmt.Println(s.State)
+	return 0
+}
+
+// netCommand shows the network of the guest that runs here.
+func netCommand(args []string) int {
+	var i slirp.Inspection
+	var asJSON, all bool
+	code, ok := askGuest("net", args, func(flags *flag.FlagSet) {
+		flags.BoolVar(&asJSON, "json", false, "print everything as JSON")
+		flags.BoolVar(&all, "all", false, "print all flows, not only the ones that moved last")
+	}, "/net", &i)
+	if !ok {
+		return code
+	}
+	return show("net", asJSON, i, func(w io.Writer) error { return command.WriteNet(w, i, all) })
+}
 
 // askGuest is a command that asks the guest that runs here for path, such as "/net", with options of its own beside --dir.
 // Without an answer it has said why, and returns the exit code.
@@ -30,11 +96,11 @@ func askGuest(name string, args []string, options func(*flag.FlagSet), path stri
 	case err != nil:
 		fmt.Fprintf(os.Stderr, "entrypoint %s: %v\n", name, err)
 		askUsage(os.Stderr, name, flags)
-		return exitUsage, false
+		return command.ExitUsage, false
 	}
 	if err := ask(context.Background(), *dir, path, answer); err != nil {
 		fmt.Fprintf(os.Stderr, "entrypoint %s: %v\n", name, err)
-		return exitFailed, false
+		return command.ExitFailed, false
 	}
 	return 0, true
 }
@@ -59,17 +125,9 @@ func ask(ctx context.Context, dir, path string, answer any) error {
 
 // show prints an answer, for programs or for people, and returns the exit code.
 func show(name string, asJSON bool, answer any, write func(io.Writer) error) int {
-	var err error
-	if asJSON {
-		out := json.NewEncoder(os.Stdout)
-		out.SetIndent("", "  ")
-		err = out.Encode(answer)
-	} else {
-		err = write(os.Stdout)
-	}
-	if err != nil {
+	if err := command.Show(asJSON, answer, write); err != nil {
 		fmt.Fprintf(os.Stderr, "entrypoint %s: %v\n", name, err)
-		return exitFailed
+		return command.ExitFailed
 	}
 	return 0
 }

@@ -4,22 +4,22 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
+
+	"docker-usermode-linux/internal/command"
 )
 
-// command is what the entrypoint does when its name is the first argument. run gets the arguments after it and returns
+// namedCommand is what the entrypoint does when its name is the first argument. run gets the arguments after it and returns
 // the exit code. None of the names means anything to the kernel.
-type command struct {
+type namedCommand struct {
 	name, about string
 	// run is nil for a command that boots a guest: as process 1 it happens in the child (main.go).
 	run func(args []string) int
 }
 
 // commands lists them in the order of the help.
-func commands() []command {
-	return []command{
+func commands() []namedCommand {
+	return []namedCommand{
 		{runRole, "boot, run a command in the guest, end with its exit code", nil},
 		{"exec", "run a command in the guest that runs here; also by the name guest", execCommand},
 		{"status", "show how the guest that runs here is", statusCommand},
@@ -31,14 +31,14 @@ func commands() []command {
 }
 
 // findCommand returns the command that args name, if any.
-func findCommand(args []string) (command, bool) {
+func findCommand(args []string) (namedCommand, bool) {
 	if len(args) == 0 {
-		return command{}, false
+		return namedCommand{}, false
 	}
 	all := commands()
-	i := slices.IndexFunc(all, func(c command) bool { return c.name == args[0] })
+	i := slices.IndexFunc(all, func(c namedCommand) bool { return c.name == args[0] })
 	if i < 0 {
-		return command{}, false
+		return namedCommand{}, false
 	}
 	return all[i], true
 }
@@ -47,11 +47,7 @@ func versionCommand(args []string) int {
 	if len(args) > 0 {
 		return badArgument("version", args[0])
 	}
-	version := "(unknown)"
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		version = info.Main.Version
-	}
-	fmt.Printf("docker-usermode-linux %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	fmt.Println(command.Version())
 	return 0
 }
 
@@ -73,7 +69,7 @@ func writeHelp(w io.Writer) {
 	}
 }
 
-func badArgument(command, arg string) int {
-	fmt.Fprintf(os.Stderr, "entrypoint %s: unexpected argument %q\nusage: entrypoint %s\n", command, arg, command)
-	return exitUsage
+func badArgument(name, arg string) int {
+	fmt.Fprintf(os.Stderr, "entrypoint %s: unexpected argument %q\nusage: entrypoint %s\n", name, arg, name)
+	return command.ExitUsage
 }

@@ -1,8 +1,7 @@
-package main
+package command
 
 import (
 	"cmp"
-	"flag"
 	"fmt"
 	"io"
 	"net/netip"
@@ -13,25 +12,11 @@ import (
 	"docker-usermode-linux/internal/slirp"
 )
 
-// shownFlows is how many flows the table has without --all.
+// shownFlows is how many flows the table has unless all are wanted.
 const shownFlows = 20
 
-// netCommand shows the network of the guest that runs here.
-func netCommand(args []string) int {
-	var i slirp.Inspection
-	var asJSON, all bool
-	code, ok := askGuest("net", args, func(flags *flag.FlagSet) {
-		flags.BoolVar(&asJSON, "json", false, "print everything as JSON")
-		flags.BoolVar(&all, "all", false, "print all flows, not only the ones that moved last")
-	}, "/net", &i)
-	if !ok {
-		return code
-	}
-	return show("net", asJSON, i, func(w io.Writer) error { return writeNet(w, i, all) })
-}
-
-// writeNet writes the table for people.
-func writeNet(out io.Writer, i slirp.Inspection, all bool) error {
+// WriteNet writes the guest's network as a table for people. Without all it has the flows that moved last.
+func WriteNet(out io.Writer, i slirp.Inspection, all bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(cells ...any) {
 		for n, c := range cells {

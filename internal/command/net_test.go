@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"fmt"
@@ -79,8 +79,8 @@ frames not captured       0
 
 func TestNetTable(t *testing.T) {
 	var out strings.Builder
-	if err := writeNet(&out, sampleInspection(), false); err != nil || out.String() != sampleTable {
-		t.Errorf("writeNet() = %v\n%s\nwant\n%s", err, out.String(), sampleTable)
+	if err := WriteNet(&out, sampleInspection(), false); err != nil || out.String() != sampleTable {
+		t.Errorf("WriteNet() = %v\n%s\nwant\n%s", err, out.String(), sampleTable)
 	}
 }
 
@@ -91,7 +91,7 @@ func TestNetTableCut(t *testing.T) {
 		i.Flows = append(i.Flows, slirp.FlowInfo{ID: uint64(1000 + n), Idle: float64(100 - n)})
 	}
 	var out strings.Builder
-	if err := writeNet(&out, i, false); err != nil {
+	if err := WriteNet(&out, i, false); err != nil {
 		t.Fatal(err)
 	}
 	if got := out.String(); !strings.Contains(got, "\n… and 3 more (--json shows all)\n") ||
@@ -99,7 +99,7 @@ func TestNetTableCut(t *testing.T) {
 		t.Errorf("cut table:\n%s", got)
 	}
 	out.Reset()
-	if err := writeNet(&out, i, true); err != nil {
+	if err := WriteNet(&out, i, true); err != nil {
 		t.Fatal(err)
 	}
 	if got := out.String(); strings.Contains(got, "more") || !strings.Contains(got, "\n1000") {
@@ -119,7 +119,7 @@ func TestNetTableComplete(t *testing.T) {
 		}
 	}
 	var out strings.Builder
-	if err := writeNet(&out, i, false); err != nil {
+	if err := WriteNet(&out, i, false); err != nil {
 		t.Fatal(err)
 	}
 	words := strings.Fields(out.String())
