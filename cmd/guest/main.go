@@ -110,7 +110,7 @@ func run() (err error) {
 
 	noteErr("configure network: %w", setUpNetwork(settings.Network))
 
-	if err := mountRoot(cmdline); err != nil {
+	if err := mountRoot(cmdline, settings.Ephemeral); err != nil {
 		return fmt.Errorf("mount root file system: %w", err)
 	}
 	root, err := os.OpenRoot(newRoot)

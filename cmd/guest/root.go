@@ -25,7 +25,10 @@ const pollInterval = 10 * time.Millisecond
 //
 // Without root= that is hostfs. The kernel's own hostfs= argument confines every hostfs to one directory of the
 // host; rootflags= is a path below it.
-func mountRoot(c cmdline) error {
+//
+// With ephemeral nothing is written to it: an overlay keeps that in RAM.
+func mountRoot(c cmdline, ephemeral bool) error {
+	c.readOnly = c.readOnly || ephemeral
 	for _, param := range c.unreadable {
 		note(fmt.Errorf("ignored kernel argument %q: not a number of seconds", param))
 	}
@@ -55,6 +58,43 @@ func mountRoot(c cmdline) error {
 	if empty {
 		return fmt.Errorf("%s is empty: put the root file system of a Linux distribution there",
 			describe(source, types[0], c))
+	}
+	if ephemeral {
+		return coverRoot(newRoot, coverDir)
+	}
+	return nil
+}
+
+// coverDir is where the file system that takes the changes is put together.
+const coverDir = "/cover"
+
+// coverRoot mounts an overlay over root, whose upper part is a tmpfs: half of the guest's RAM at most. dir is a directory
+// that does not exist; what is made there stays reachable for the overlay alone.
+func coverRoot(root, dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(root, &st); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount a tmpfs for changes: %w", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, d := range []string{upper, work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	// The overlay's root directory is the upper one.
+	if err := errors.Join(os.Chown(upper, int(st.Uid), int(st.Gid)), unix.Chmod(upper, st.Mode&0o7777)); err != nil {
+		return err
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", root, upper, work)
+	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
+		return fmt.Errorf("mount an overlay for changes: %w", err)
 	}
 	return nil
 }

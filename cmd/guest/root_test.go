@@ -3,13 +3,18 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var someFilesystems = []filesystem{
@@ -137,5 +142,54 @@ func TestIsEmpty(t *testing.T) {
 		if got, err := isEmpty(dir); got != step.want || err != nil {
 			t.Errorf("isEmpty() with %q = %v, %v, want %v", step.add, got, err, step.want)
 		}
+	}
+}
+
+// TestCoverRoot writes below an overlay, in a mount namespace of its own: the directory under it stays as it was.
+func TestCoverRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	root := filepath.Join(t.TempDir(), "root")
+	writeFile(t, filepath.Join(root, "file"), "old")
+	if err := unix.Chmod(root, 0o1751); err != nil {
+		t.Fatal(err)
+	}
+	cover := filepath.Join(t.TempDir(), "cover")
+	skip, err := "", error(nil)
+	done := make(chan struct{})
+	go func() { // on a thread that ends with it
+		defer close(done)
+		runtime.LockOSThread()
+		if e := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); e != nil {
+			skip = e.Error()
+			return
+		}
+		if e := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); e != nil {
+			skip = e.Error()
+			return
+		}
+		if e := unix.Mount("probe", t.TempDir(), "tmpfs", 0, ""); e != nil {
+			skip = e.Error()
+			return
+		}
+		if err = coverRoot(root, cover); err != nil {
+			return
+		}
+		var st unix.Stat_t
+		if err = unix.Stat(root, &st); err == nil && st.Mode&0o7777 != 0o1751 {
+			err = fmt.Errorf("mode of the covered root = %o, want 1751", st.Mode&0o7777)
+		}
+		err = errors.Join(err, os.WriteFile(filepath.Join(root, "file"), []byte("new"), 0o600))
+	}()
+	<-done
+	if skip != "" {
+		t.Skip("no mounts here: " + skip)
+	}
+	if err != nil {
+		t.Fatalf("coverRoot() = %v", err)
+	}
+	if data, err := os.ReadFile(filepath.Join(root, "file")); err != nil || string(data) != "old" {
+		t.Errorf("the file below the overlay = %q, %v, want it as it was", data, err)
 	}
 }

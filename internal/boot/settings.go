@@ -33,6 +33,8 @@ type Settings struct {
 	LoginUnasked bool `json:"login_unasked,omitempty"`
 	// NoInit has the guest stage stay as process 1, whatever init the root file system has.
 	NoInit bool `json:"no_init,omitempty"`
+	// Ephemeral has all that is written to the root file system kept in the guest's RAM.
+	Ephemeral bool `json:"ephemeral,omitempty"`
 	// SSH has the agent serve port 22 where the root file system has no SSH server.
 	SSH bool `json:"ssh,omitempty"`
 	// AuthorizedKeys are lines of an authorized_keys file (sshd(8)) for root.

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -43,6 +44,7 @@ const (
 	defaultRootfs    = "/rootfs"
 	defaultKernel    = "/linux"
 	defaultInitramfs = "/initramfs"
+	defaultDiscard   = "off"
 )
 
 const (
@@ -99,9 +101,31 @@ type Config struct {
 	LogLevel zerolog.Level
 	// LogFormat is how log lines look.
 	LogFormat LogFormat
-	// Rootfs, Kernel and Initramfs are absolute, clean paths; see CheckFiles.
+	// Rootfs, Kernel and Initramfs are absolute, clean paths; see CheckFiles. Rootfs is "" where a host's user gave none.
 	Rootfs, Kernel, Initramfs string
+	// Disk is the absolute, clean path of an image or a block device with the guest's root file system, or "": it is
+	// Rootfs.
+	Disk string
+	// Ephemeral says that what the guest writes is gone when it ends.
+	Ephemeral bool
+	// Options are those of LoadWith.
+	Options Options
 }
+
+// Options are what differs between the programs that load their settings.
+type Options struct {
+	// Host says that there is no container around us: what an image has at a fixed place (ROOTFS, KERNEL, INITRAMFS,
+	// HOOKS) has no default.
+	Host bool
+	// Names are what the user calls a setting that he did not give as a variable, such as --mem for MEM.
+	Names Names
+}
+
+// Names are the names of settings in messages, where they are not the variables'.
+type Names map[string]string
+
+// Of is the name of a setting.
+func (n Names) Of(setting string) string { return cmp.Or(n[setting], setting) }
 
 // String is the Config for a log or a bug report, without its secrets.
 func (c Config) String() string {
@@ -113,10 +137,10 @@ func (c Config) String() string {
 		password = "set"
 	}
 	return fmt.Sprintf("mem=%s cpus=%d userspace=%s placement=%v net=%v ports=%v source=%s allow=%v deny=%v mtu=%d pcap=%s metrics=%s "+
-		"password=%s keys=%d hostname=%s stop=%v hooks=%d+%d log=%s/%s rootfs=%s kernel=%s initramfs=%s",
+		"password=%s keys=%d hostname=%s stop=%v hooks=%d+%d log=%s/%s rootfs=%s disk=%s ephemeral=%v kernel=%s initramfs=%s",
 		FormatSize(c.Mem), c.CPUs, c.Userspace, c.CPUPlacement, c.Net, c.Ports, c.PortsSource, c.NetAllow, c.NetDeny, c.NetMTU, c.NetPcap,
 		formatMetrics(c.NetMetrics), password, len(c.AuthorizedKeys), c.Hostname, c.StopTimeout, len(c.Hooks.Start), len(c.Hooks.Stop), c.LogLevel, c.LogFormat,
-		c.Rootfs, c.Kernel, c.Initramfs)
+		c.Rootfs, c.Disk, c.Ephemeral, c.Kernel, c.Initramfs)
 }
 
 // GoString keeps the password out of %#v, too.
@@ -165,6 +189,8 @@ type environment struct {
 	LogLevel       string  `envconfig:"LOG_LEVEL"`
 	LogFormat      string  `envconfig:"LOG_FORMAT"`
 	Rootfs         string  `envconfig:"ROOTFS"`
+	Disk           string  `envconfig:"DISK"`
+	Ephemeral      string  `envconfig:"EPHEMERAL"`
 	Kernel         string  `envconfig:"KERNEL"`
 	Initramfs      string  `envconfig:"INITRAMFS"`
 }
@@ -174,26 +200,45 @@ type environment struct {
 //
 // ROOTFS, KERNEL and INITRAMFS are only parsed; CheckFiles looks at the files. On an error the Config holds the
 // settings that were valid, so that the problems which CheckFiles finds can be shown in the same go.
-func Load() (Config, error) {
+func Load() (Config, error) { return LoadWith(Options{}) }
+
+// LoadWith is Load for a program other than a container's.
+func LoadWith(o Options) (Config, error) {
 	var env environment
 	if err := envconfig.Process("", &env); err != nil {
 		return Config{}, fmt.Errorf("read the environment: %w", err)
 	}
-	return env.parse()
+	return env.parse(o)
 }
 
-func (env environment) parse() (Config, error) {
+// Settings are the names of all variables that Load looks at.
+func Settings() []string {
+	var names []string
+	for field := range reflect.TypeFor[environment]().Fields() {
+		names = append(names, field.Tag.Get("envconfig"))
+	}
+	return names
+}
+
+func (env environment) parse(o Options) (Config, error) {
 	var (
-		c        Config
+		c        = Config{Options: o}
 		problems []error
 	)
 	// check notes what is wrong with a setting whose value may be shown.
 	check := func(name, value string, errs ...error) {
 		for _, err := range errs {
 			if err != nil {
-				problems = append(problems, fmt.Errorf("%s=%q: %w", name, value, err))
+				problems = append(problems, fmt.Errorf("%s=%q: %w", o.Names.Of(name), value, err))
 			}
 		}
+	}
+	// place is the container's place for something that a host has nowhere in particular.
+	place := func(container string) string {
+		if o.Host {
+			return ""
+		}
+		return container
 	}
 
 	var err error
@@ -208,11 +253,11 @@ func (env environment) parse() (Config, error) {
 
 	env.parseNetwork(&c, check)
 
-	if c.RootPassword, err = parsePassword(env.RootPassword, env.PasswordFile); err != nil {
+	if c.RootPassword, err = parsePassword(env.RootPassword, env.PasswordFile, o.Names); err != nil {
 		problems = append(problems, err)
 	}
 	var errs []error
-	if c.AuthorizedKeys, errs = env.parseKeys(); errs != nil {
+	if c.AuthorizedKeys, errs = env.parseKeys(o.Names); errs != nil {
 		problems = append(problems, errs...)
 	}
 	if env.RootPassword == "" && env.PasswordFile == "" && env.AuthorizedKeys == "" && env.KeyFile == "" {
@@ -223,33 +268,46 @@ func (env environment) parse() (Config, error) {
 	check("HOSTNAME", env.Hostname, err)
 	c.StopTimeout, err = parseStopTimeout(cmp.Or(env.StopTimeout, defaultStop))
 	check("STOP_TIMEOUT", env.StopTimeout, err)
-	c.Hooks, errs = parseHooks(env.Hooks)
-	check("HOOKS", cmp.Or(env.Hooks, defaultHooks), errs...)
+	if env.Hooks != "" || !o.Host {
+		c.Hooks, errs = parseHooks(env.Hooks)
+		check("HOOKS", cmp.Or(env.Hooks, defaultHooks), errs...)
+	}
 	c.LogLevel, err = parseLogLevel(cmp.Or(env.LogLevel, defaultLogLevel))
 	check("LOG_LEVEL", env.LogLevel, err)
 	c.LogFormat, err = parseLogFormat(cmp.Or(env.LogFormat, defaultLogFormat))
 	check("LOG_FORMAT", env.LogFormat, err)
 
-	c.Rootfs, err = parseRootfs(cmp.Or(env.Rootfs, defaultRootfs))
-	check("ROOTFS", env.Rootfs, err)
-	c.Kernel, err = parsePath(cmp.Or(env.Kernel, defaultKernel))
-	check("KERNEL", env.Kernel, err)
-	c.Initramfs, err = parsePath(cmp.Or(env.Initramfs, defaultInitramfs))
-	check("INITRAMFS", env.Initramfs, err)
+	for _, file := range []struct {
+		name, value, container string
+		parse                  func(string) (string, error)
+		path                   *string
+	}{
+		{"ROOTFS", env.Rootfs, defaultRootfs, parseArgPath, &c.Rootfs},
+		{"DISK", env.Disk, "", parseArgPath, &c.Disk},
+		{"KERNEL", env.Kernel, defaultKernel, parsePath, &c.Kernel},
+		{"INITRAMFS", env.Initramfs, defaultInitramfs, parsePath, &c.Initramfs},
+	} {
+		if path := cmp.Or(file.value, place(file.container)); path != "" {
+			*file.path, err = file.parse(path)
+			check(file.name, file.value, err)
+		}
+	}
+	c.Ephemeral, err = parseOnOff(cmp.Or(env.Ephemeral, defaultDiscard))
+	check("EPHEMERAL", env.Ephemeral, err)
 
 	return c, errors.Join(problems...)
 }
 
 // parseKeys reads SSH_AUTHORIZED_KEYS or SSH_AUTHORIZED_KEYS_FILE.
-func (env environment) parseKeys() (keys []string, problems []error) {
+func (env environment) parseKeys(names Names) (keys []string, problems []error) {
 	const setting = "SSH_AUTHORIZED_KEYS"
-	name := setting
+	name := names.Of(setting)
 	var errs []error
 	switch {
 	case env.AuthorizedKeys != "" && env.KeyFile != "":
-		return nil, []error{bothSet(setting)}
+		return nil, []error{bothSet(setting, names)}
 	case env.KeyFile != "":
-		name += "_FILE"
+		name = names.Of(setting + "_FILE")
 		keys, errs = parseKeyFile(env.KeyFile)
 	default:
 		keys, errs = parseKeys(env.AuthorizedKeys)
@@ -354,8 +412,9 @@ func parseLogFormat(s string) (LogFormat, error) {
 	return Console, errors.New("not a log format; write console or json")
 }
 
-// parseRootfs is parsePath for what goes onto the kernel's command line, as hostfs=DIRECTORY[,OPTION].
-func parseRootfs(s string) (string, error) {
+// parseArgPath is parsePath for what goes onto the kernel's command line, as hostfs=DIRECTORY[,OPTION] or
+// ubd0=FILE[:FILE].
+func parseArgPath(s string) (string, error) {
 	if strings.ContainsAny(s, ", \t\n\"") {
 		return "", errors.New("has a comma, a blank or a quote in it, which the kernel's command line cannot carry; " +
 			"rename the directory")

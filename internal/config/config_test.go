@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,11 +26,17 @@ var settings = []string{
 	"MEM", "CPUS", "USERSPACE", "CPU_PLACEMENT", "NET", "PORTS", "PORTS_SOURCE", "NET_ALLOW", "NET_DENY", "NET_MTU", "NET_PCAP",
 	"NET_METRICS",
 	"ROOT_PASSWORD", "ROOT_PASSWORD_FILE", "SSH_AUTHORIZED_KEYS", "SSH_AUTHORIZED_KEYS_FILE", "HOSTNAME", "STOP_TIMEOUT", "HOOKS",
-	"LOG_LEVEL", "LOG_FORMAT", "ROOTFS", "KERNEL", "INITRAMFS",
+	"LOG_LEVEL", "LOG_FORMAT", "ROOTFS", "DISK", "EPHEMERAL", "KERNEL", "INITRAMFS",
 }
 
 // loadWith runs Load with these settings and no others.
 func loadWith(t *testing.T, env map[string]string) (Config, error) {
+	t.Helper()
+	return loadOptions(t, env, Options{})
+}
+
+// loadOptions runs LoadWith with these settings and no others.
+func loadOptions(t *testing.T, env map[string]string, o Options) (Config, error) {
 	t.Helper()
 	for _, name := range settings {
 		t.Setenv(name, "") // has the test restore the variable
@@ -39,7 +46,82 @@ func loadWith(t *testing.T, env map[string]string) (Config, error) {
 			t.Fatal(err)
 		}
 	}
-	return Load()
+	return LoadWith(o)
+}
+
+// TestSettings checks that the tests know all of them.
+func TestSettings(t *testing.T) {
+	if got, want := slices.Sorted(slices.Values(Settings())), slices.Sorted(slices.Values(settings)); !slices.Equal(got, want) {
+		t.Errorf("Settings() = %v, want %v", got, want)
+	}
+}
+
+// TestLoadHost has no defaults for what only an image has at a fixed place.
+func TestLoadHost(t *testing.T) {
+	got, err := loadOptions(t, nil, Options{Host: true})
+	if err != nil || got.Rootfs != "" || got.Kernel != "" || got.Initramfs != "" {
+		t.Errorf("LoadWith(host) = %v, %v, want no paths", got, err)
+	}
+	if err := got.CheckFiles(); err != nil {
+		t.Errorf("CheckFiles() = %v", err)
+	}
+}
+
+// TestNames checks that a mistake is told by the name that the user knows.
+func TestNames(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	names := Names{
+		"MEM": "--mem", "PORTS": "--ports", "NET": "--net", "ROOT_PASSWORD": "--root-password", "ROOT_PASSWORD_FILE": "--root-password-file",
+		"SSH_AUTHORIZED_KEYS": "--ssh-authorized-keys", "DISK": "--disk", "EPHEMERAL": "--ephemeral", "NET_METRICS": "--net-metrics",
+	}
+	for _, test := range []struct {
+		env  map[string]string
+		want string
+	}{
+		{map[string]string{"MEM": "x", "CPUS": "x"}, `--mem="x": not a size; write a number with k, M or G, like 256M` + "\n" +
+			`CPUS="x": not a number of CPUs; write 1 to 64, or auto`},
+		{map[string]string{"NET": "off", "PORTS": "22"}, `--net="off": a guest without a network has no use for --ports="22"; unset one of the two`},
+		{map[string]string{"ROOT_PASSWORD": "a", "ROOT_PASSWORD_FILE": "/b"},
+			"--root-password and --root-password-file are both set; unset one of the two"},
+		{map[string]string{"ROOT_PASSWORD_FILE": file}, fmt.Sprintf("--root-password-file=%q: no such file or directory; "+
+			"mount a file with the password there", file)},
+		{map[string]string{"SSH_AUTHORIZED_KEYS": "x"}, "--ssh-authorized-keys: line 1 is not a public key; " +
+			"write one per line, like ssh-ed25519 AAAA... me@example"},
+		{map[string]string{"EPHEMERAL": "x"}, `--ephemeral="x": neither on nor off`},
+		{map[string]string{"DISK": "/a,b"}, `--disk="/a,b": has a comma, a blank or a quote in it, which the kernel's command line cannot ` +
+			"carry; rename the directory"},
+	} {
+		if _, err := loadOptions(t, test.env, Options{Names: names}); err == nil || err.Error() != test.want {
+			t.Errorf("LoadWith(%v) = %v, want %s", test.env, err, test.want)
+		}
+	}
+	c := Config{Disk: file, Options: Options{Names: names}}
+	if err := c.CheckFiles(); err == nil || !strings.HasPrefix(err.Error(), fmt.Sprintf("--disk=%q: no such file", file)) {
+		t.Errorf("CheckFiles() = %v", err)
+	}
+}
+
+// TestCheckDisk checks that a disk takes the place of the directory, and that one nobody writes to need not be writable.
+func TestCheckDisk(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Log("root may write to everything")
+	}
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(disk, nil, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Rootfs: "/does/not/exist", Disk: disk, Ephemeral: true}
+	if err := c.CheckFiles(); err != nil {
+		t.Errorf("CheckFiles() = %v", err)
+	}
+	c.Ephemeral = false
+	if err := c.CheckFiles(); (err == nil) != (os.Geteuid() == 0) {
+		t.Errorf("CheckFiles() of a disk that is read-only = %v", err)
+	}
+	c.Disk = filepath.Dir(disk)
+	if err := c.CheckFiles(); err == nil || !strings.Contains(err.Error(), "neither a file nor a block device") {
+		t.Errorf("CheckFiles() of a directory as a disk = %v", err)
+	}
 }
 
 func TestLoadDefaults(t *testing.T) {

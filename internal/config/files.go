@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	mendRootfs = "mount a root file system there, like docker run -v /path/to/rootfs:"
-	mendFile   = "mount one there or correct the path"
+	mendRootfs     = "mount a root file system there, like docker run -v /path/to/rootfs:"
+	mendHostRootfs = "give one that holds a root file system, see uml rootfs"
+	mendFile       = "mount one there or correct the path"
 )
 
 // CheckFiles says whether Rootfs, Kernel and Initramfs exist and are what they have to be, and whether NetPcap can be
@@ -24,7 +25,8 @@ func (c Config) CheckFiles() error {
 		setting, path string
 		check         func(path string) error
 	}{
-		{"ROOTFS", c.Rootfs, checkRootfs},
+		{"ROOTFS", c.rootfs(), func(path string) error { return checkRootfs(path, c.Options.Host) }},
+		{"DISK", c.Disk, func(path string) error { return checkDisk(path, c.Ephemeral) }},
 		{"KERNEL", c.Kernel, checkKernel},
 		{"INITRAMFS", c.Initramfs, func(path string) error { _, err := statFile(path); return err }},
 		{"NET_PCAP", c.NetPcap, checkPcap},
@@ -33,19 +35,32 @@ func (c Config) CheckFiles() error {
 			continue
 		}
 		if err := file.check(file.path); err != nil {
-			problems = append(problems, fmt.Errorf("%s=%q: %w", file.setting, file.path, err))
+			problems = append(problems, fmt.Errorf("%s=%q: %w", c.Options.Names.Of(file.setting), file.path, err))
 		}
 	}
 	return errors.Join(problems...)
 }
 
-func checkRootfs(path string) error {
+// rootfs is the directory that is the guest's root file system, "" if that lies on a disk: an image has /rootfs all the
+// same.
+func (c Config) rootfs() string {
+	if c.Disk != "" {
+		return ""
+	}
+	return c.Rootfs
+}
+
+func checkRootfs(path string, host bool) error {
+	mend := mendRootfs + path
+	if host {
+		mend = mendHostRootfs
+	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return fmt.Errorf("%w; %s%s", cause(err), mendRootfs, path)
+		return fmt.Errorf("%w; %s", cause(err), mend)
 	}
 	if !info.IsDir() {
-		return fmt.Errorf("not a directory; %s%s", mendRootfs, path)
+		return fmt.Errorf("not a directory; %s", mend)
 	}
 	dir, err := os.Open(path)
 	if err != nil {
@@ -54,9 +69,28 @@ func checkRootfs(path string) error {
 	defer dir.Close()
 	switch _, err := dir.ReadDir(1); {
 	case errors.Is(err, io.EOF):
-		return fmt.Errorf("the directory is empty; %s%s", mendRootfs, path)
+		return fmt.Errorf("the directory is empty; %s", mend)
 	case err != nil:
 		return cause(err)
+	}
+	return nil
+}
+
+// checkDisk takes an image or a block device that can be written, unless nothing is to be.
+func checkDisk(path string, readOnly bool) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("%w; %s", cause(err), mendFile)
+	}
+	if mode := info.Mode(); !mode.IsRegular() && mode&fs.ModeType != fs.ModeDevice {
+		return fmt.Errorf("neither a file nor a block device; %s", mendFile)
+	}
+	access, what := uint32(unix.R_OK|unix.W_OK), "readable and writable"
+	if readOnly {
+		access, what = unix.R_OK, "readable"
+	}
+	if err := unix.Access(path, access); err != nil {
+		return fmt.Errorf("%w; make it %s for user %d", err, what, os.Getuid())
 	}
 	return nil
 }

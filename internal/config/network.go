@@ -223,8 +223,9 @@ func parsePrefix(text piece) (netip.Prefix, error) {
 // parseNetwork reads the settings of the network into c. check takes note of what is wrong with a value.
 func (env environment) parseNetwork(c *Config, check func(name, value string, errs ...error)) {
 	var (
-		err  error
-		errs []error
+		err   error
+		errs  []error
+		names = c.Options.Names
 	)
 	c.Net, err = parseNet(cmp.Or(env.Net, defaultNet))
 	check("NET", env.Net, err)
@@ -253,8 +254,8 @@ func (env environment) parseNetwork(c *Config, check func(name, value string, er
 		c.NetMetrics, err = parseMetrics(env.NetMetrics)
 		check("NET_METRICS", env.NetMetrics, err)
 		if f, ok := c.metricsClash(); ok {
-			check("NET_METRICS", env.NetMetrics, fmt.Errorf("PORTS=%q forwards %s from the same port; "+
-				"choose another one here, or add ~%d/tcp to PORTS", ports, f, c.NetMetrics.Port()))
+			check("NET_METRICS", env.NetMetrics, fmt.Errorf("%s=%q forwards %s from the same port; "+
+				"choose another one here, or add ~%d/tcp to %[1]s", names.Of("PORTS"), ports, f, c.NetMetrics.Port()))
 		}
 	}
 	if c.Net {
@@ -270,7 +271,7 @@ func (env environment) parseNetwork(c *Config, check func(name, value string, er
 	} {
 		if other.value != "" {
 			check("NET", env.Net, fmt.Errorf("a guest without a network has no use for %s=%q; unset one of the two",
-				other.name, other.value))
+				names.Of(other.name), other.value))
 		}
 	}
 }
@@ -286,13 +287,22 @@ func (c Config) metricsClash() (Forward, bool) {
 }
 
 func parseNet(s string) (bool, error) {
+	on, err := parseOnOff(s)
+	if err != nil {
+		return true, errors.New("neither on nor off; write off for a guest without a network")
+	}
+	return on, nil
+}
+
+// parseOnOff reads a setting that is on or off.
+func parseOnOff(s string) (bool, error) {
 	switch strings.ToLower(s) {
 	case "on":
 		return true, nil
 	case "off":
 		return false, nil
 	}
-	return true, errors.New("neither on nor off; write off for a guest without a network")
+	return false, errors.New("neither on nor off")
 }
 
 func parseSource(s string) (Source, error) {

@@ -12,21 +12,23 @@ import (
 
 // parsePassword chooses between ROOT_PASSWORD and ROOT_PASSWORD_FILE, the path of a file that holds it, as the secrets
 // of Docker and Compose are given. An error begins with the name of the setting; neither shows a password.
-func parsePassword(value, path string) (string, error) {
+func parsePassword(value, path string, names Names) (string, error) {
+	const setting = "ROOT_PASSWORD"
+	file := names.Of(setting + "_FILE")
 	switch {
 	case value != "" && path != "":
-		return "", bothSet("ROOT_PASSWORD")
+		return "", bothSet(setting, names)
 	case path != "" && !strings.HasPrefix(path, "/"):
-		return "", fmt.Errorf("ROOT_PASSWORD_FILE%w", errNoPath)
+		return "", fmt.Errorf("%s%w", file, errNoPath)
 	case path != "":
 		password, err := readPassword(path)
 		if err != nil {
-			return "", fmt.Errorf("ROOT_PASSWORD_FILE=%q: %w", path, err)
+			return "", fmt.Errorf("%s=%q: %w", file, path, err)
 		}
 		return password, nil
 	}
 	if err := checkPassword(value); err != nil {
-		return "", fmt.Errorf("ROOT_PASSWORD: %w", err)
+		return "", fmt.Errorf("%s: %w", names.Of(setting), err)
 	}
 	return value, nil
 }
@@ -34,8 +36,8 @@ func parsePassword(value, path string) (string, error) {
 // errNoPath does not show the value, which may be the secret itself by mistake.
 var errNoPath = errors.New(": not an absolute path; begin it with a /")
 
-func bothSet(name string) error {
-	return fmt.Errorf("%s and %[1]s_FILE are both set; unset one of the two", name)
+func bothSet(setting string, names Names) error {
+	return fmt.Errorf("%s and %s are both set; unset one of the two", names.Of(setting), names.Of(setting+"_FILE"))
 }
 
 // readPassword is the content of a file without the line end that an editor leaves there.

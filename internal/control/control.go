@@ -56,8 +56,16 @@ func places() []string {
 	return all
 }
 
-// MakeRunDir makes the directory for the sockets of one run. The caller removes it.
-func MakeRunDir() (string, error) {
+// MakeRunDir makes the directory for the sockets of one run, in the directory in unless that is "". The caller removes
+// it.
+func MakeRunDir(in string) (string, error) {
+	if in != "" {
+		dir, err := os.MkdirTemp(in, runPrefix)
+		if err != nil {
+			return "", fmt.Errorf("make a directory for the kernel's sockets: %w", err)
+		}
+		return dir, nil
+	}
 	var errs []error
 	for _, place := range places() {
 		dir, err := os.MkdirTemp(place, runPrefix)

@@ -40,7 +40,7 @@ func place(t *testing.T) string {
 // run starts a supervisor's end with a handler and returns its directory and the function that ends it.
 func run(t *testing.T, handler http.Handler) (dir string, end func()) {
 	t.Helper()
-	dir, err := MakeRunDir()
+	dir, err := MakeRunDir("")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func run(t *testing.T, handler http.Handler) (dir string, end func()) {
 // stale leaves what a supervisor leaves that was killed.
 func stale(t *testing.T) {
 	t.Helper()
-	dir, err := MakeRunDir()
+	dir, err := MakeRunDir("")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,6 +45,8 @@ type guest struct {
 	// ports are those on which somebody in the guest is expected to listen.
 	ports []uint16
 
+	// begun is Job.Started.
+	begun func()
 	// booted says that the kernel came far enough to announce its management console.
 	booted bool
 	// panicked says that the kernel announced a panic.
@@ -206,6 +208,7 @@ func (g *guest) handle(event mconsole.Notification) bool {
 			g.log.Warn().Err(err).Msg("initramfs stays in memory")
 		}
 		g.log.Debug().Dur("dur", g.age()).Msg("kernel's management console is up")
+		g.begun()
 	case mconsole.Panic, mconsole.Hang:
 		g.panicked = true
 		g.log.Error().Str("reason", event.Data).Msg("kernel panic")

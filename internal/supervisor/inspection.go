@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 
+	"docker-usermode-linux/internal/config"
 	"docker-usermode-linux/internal/control"
 )
 
@@ -58,7 +59,7 @@ func serveControl(
 
 // listenMetrics opens the address of NET_METRICS. Without a port there is none. 0.0.0.0 and [::] are one family each, as
 // in PORTS; no address is both.
-func listenMetrics(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
+func listenMetrics(ctx context.Context, at netip.AddrPort, names config.Names) (net.Listener, error) {
 	if at.Port() == 0 {
 		return nil, nil
 	}
@@ -72,7 +73,7 @@ func listenMetrics(ctx context.Context, at netip.AddrPort) (net.Listener, error)
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, network, address)
 	if err != nil {
-		return nil, fmt.Errorf("NET_METRICS=%q: %w; give an address of the container and a port that is free", address, err)
+		return nil, fmt.Errorf("%s=%q: %w; give an address that is there and a port that is free", names.Of("NET_METRICS"), address, err)
 	}
 	return l, nil
 }

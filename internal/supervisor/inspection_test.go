@@ -103,7 +103,7 @@ func TestServeControl(t *testing.T) {
 	}
 	address := l.Addr().(*net.TCPAddr).AddrPort()
 	n := newNetwork(t)
-	_, err = listenMetrics(t.Context(), address)
+	_, err = listenMetrics(t.Context(), address, nil)
 	if want := fmt.Sprintf("NET_METRICS=%q: ", address); err == nil || !strings.HasPrefix(err.Error(), want) ||
 		!strings.Contains(err.Error(), "in use") {
 		t.Errorf("with a port that is taken: %v, want %s…", err, want)
@@ -114,7 +114,7 @@ func TestServeControl(t *testing.T) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	metrics, err := listenMetrics(ctx, address)
+	metrics, err := listenMetrics(ctx, address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestServeMetricsAnywhere(t *testing.T) {
 	}
 	defer l.Close()
 	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
-	_, err = listenMetrics(t.Context(), netip.AddrPortFrom(netip.Addr{}, port))
+	_, err = listenMetrics(t.Context(), netip.AddrPortFrom(netip.Addr{}, port), nil)
 	if want := fmt.Sprintf("NET_METRICS=\":%d\": ", port); err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("with a port that is taken: %v, want %s…", err, want)
 	}
@@ -176,7 +176,7 @@ func TestServeMetricsAnywhere(t *testing.T) {
 
 // TestServeMetricsFamily checks that an address of one family leaves the other alone.
 func TestServeMetricsFamily(t *testing.T) {
-	v4, err := listenMetrics(t.Context(), freePort(t, "tcp4", "0.0.0.0"))
+	v4, err := listenMetrics(t.Context(), freePort(t, "tcp4", "0.0.0.0"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +186,7 @@ func TestServeMetricsFamily(t *testing.T) {
 		conn.Close()
 		t.Error("NET_METRICS=0.0.0.0:… listens on IPv6")
 	}
-	v6, err := listenMetrics(t.Context(), netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+	v6, err := listenMetrics(t.Context(), netip.AddrPortFrom(netip.IPv6Unspecified(), port), nil)
 	if err != nil {
 		t.Skipf("no IPv6, or somebody else has the port: %v", err)
 	}

@@ -57,13 +57,13 @@ func openNetwork(cfg config.Config, dir string, log zerolog.Logger) (*guestNet, 
 	if cfg.NetPcap != "" {
 		var err error
 		if n.capture, err = openCapture(cfg.NetPcap); err != nil {
-			return nil, fmt.Errorf("NET_PCAP=%q: %w", cfg.NetPcap, err)
+			return nil, fmt.Errorf("%s=%q: %w", cfg.Options.Names.Of("NET_PCAP"), cfg.NetPcap, err)
 		}
 		options.Pcap = io.Writer(n.capture)
 	}
 	var err error
 	if n.network, err = slirp.New(options); err != nil {
-		err = nameSetting(err)
+		err = nameSetting(err, cfg.Options)
 		if n.capture != nil {
 			err = errors.Join(err, n.capture.Close())
 		}
@@ -73,7 +73,7 @@ func openNetwork(cfg config.Config, dir string, log zerolog.Logger) (*guestNet, 
 }
 
 // nameSetting says which setting the ports are from that could not be had, and what mends it where the reason does not.
-func nameSetting(err error) error {
+func nameSetting(err error, o config.Options) error {
 	e, ok := errors.AsType[*slirp.ListenError](err)
 	if !ok {
 		return err
@@ -81,18 +81,22 @@ func nameSetting(err error) error {
 	if all, ok := err.(interface{ Unwrap() []error }); ok { // one for each run of ports
 		var named []error
 		for _, err := range all.Unwrap() {
-			named = append(named, nameSetting(err))
+			named = append(named, nameSetting(err, o))
 		}
 		return errors.Join(named...)
 	}
+	setting, where := o.Names.Of("PORTS"), "of the container"
+	if o.Host {
+		where = "of the host"
+	}
 	if !e.Taken {
-		return fmt.Errorf("PORTS: %w", err)
+		return fmt.Errorf("%s: %w", setting, err)
 	}
 	ports := strconv.Itoa(int(e.Host.Port()))
 	if e.Last != e.Host.Port() {
 		ports = fmt.Sprintf("%s-%d", ports, e.Last)
 	}
-	return fmt.Errorf("PORTS: %w; forward another port of the container, or exclude this with ~%s/%s", err, ports, e.Proto)
+	return fmt.Errorf("%s: %w; forward another port %s, or exclude this with ~%s/%s", setting, err, where, ports, e.Proto)
 }
 
 // openCapture opens the file of NET_PCAP. A named pipe is not waited for: opened for reading as well it needs no reader

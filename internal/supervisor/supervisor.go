@@ -6,6 +6,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -57,6 +58,12 @@ type Job struct {
 	Args []string
 	// Command, unless it is nil, is run in the guest, which ends with it.
 	Command *Command
+	// Dir is where each boot makes the directory of its run; "" is one of the places where everyone looks (package
+	// control).
+	Dir string
+	// Started, unless it is nil, is called once at the first boot: all ports are bound, and the kernel has come far enough
+	// to report something, or has run for foreignInitGrace without.
+	Started func()
 }
 
 // Command is the one command that a guest is run for.
@@ -77,6 +84,10 @@ func Run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams) 
 	log := newLogger(streams.Stderr, cfg.LogLevel, cfg.LogFormat)
 	warn(cfg, job, log)
 	in := newInput(streams.Stdin)
+	if job.Started == nil {
+		job.Started = func() {}
+	}
+	job.Started = sync.OnceFunc(job.Started)
 	for {
 		end, err := run(cfg, job, signals, streams, in, log)
 		if err != nil {
@@ -105,7 +116,7 @@ var failed = end{code: exitFailed}
 func run(
 	cfg config.Config, job Job, signals <-chan os.Signal, streams Streams, in *input, log zerolog.Logger,
 ) (end, error) {
-	dir, err := control.MakeRunDir()
+	dir, err := control.MakeRunDir(job.Dir)
 	if err != nil {
 		return failed, err
 	}
@@ -114,7 +125,7 @@ func run(
 	var running sync.WaitGroup // what ends with ctx
 	defer running.Wait()
 	defer cancel()
-	metrics, err := listenMetrics(ctx, cfg.NetMetrics) // before PORTS=all takes what is free
+	metrics, err := listenMetrics(ctx, cfg.NetMetrics, cfg.Options.Names) // before PORTS=all takes what is free
 	if err != nil {
 		return failed, err
 	}
@@ -148,6 +159,7 @@ func run(
 		stopTimeout: cfg.StopTimeout,
 		ports:       expectedPorts(cfg.Ports),
 		network:     network.network,
+		begun:       job.Started,
 	}
 	if err := serveControl(ctx, &running, dir, metrics, g); err != nil {
 		return failed, err
@@ -176,13 +188,19 @@ func run(
 	}
 	defer con.close()
 
+	hostFS, err := confinement(cfg, dir)
+	if err != nil {
+		return failed, err
+	}
 	options := uml.Options{
 		Path:      cfg.Kernel,
 		Mem:       cfg.Mem,
 		CPUs:      cfg.CPUs,
 		Userspace: cfg.Userspace.String(),
 		Place:     cfg.CPUPlacement,
-		HostFS:    cfg.Rootfs,
+		HostFS:    hostFS,
+		Disk:      cfg.Disk,
+		DiskRead:  cfg.Ephemeral,
 		Dir:       dir,
 		ID:        umlID,
 		Notify:    notifications.Path(),
@@ -208,8 +226,11 @@ func run(
 		Msg("kernel started")
 	log.Debug().Strs("args", kernel.Args).Msg("kernel arguments")
 	con.start()
-	input := time.AfterFunc(foreignInitGrace, con.startInput)
-	defer input.Stop()
+	late := time.AfterFunc(foreignInitGrace, func() {
+		con.startInput()
+		job.Started()
+	})
+	defer late.Stop()
 	messages.start()
 
 	network.start(ctx)
@@ -228,6 +249,19 @@ func run(
 	con.drain(drainTimeout)
 	messages.drain(drainTimeout)
 	return g.report(exit)
+}
+
+// confinement is the directory beyond which the guest sees no file of ours: its root, or where that is on a disk, an
+// empty one in dir. Without any it could mount all that we may read.
+func confinement(cfg config.Config, dir string) (string, error) {
+	if cfg.Disk == "" {
+		return cfg.Rootfs, nil
+	}
+	empty := filepath.Join(dir, "hostfs")
+	if err := os.Mkdir(empty, 0o700); err != nil {
+		return "", fmt.Errorf("make a directory for hostfs: %w", err)
+	}
+	return empty, nil
 }
 
 // giveMemoryBack serves the balloon until ctx ends or the guest is gone.
@@ -304,6 +338,7 @@ func bootSettings(cfg config.Config, job Job, log zerolog.Logger) boot.Settings 
 		AuthorizedKeys:  cfg.AuthorizedKeys,
 		NoInit:          job.Command != nil && !job.Command.Init,
 		SSH:             forwardsTCP(cfg.Ports, sshPort),
+		Ephemeral:       cfg.Ephemeral,
 	}
 	if cfg.PasswordDefault && job.Command != nil {
 		// Nobody asked for a login, and nobody was warned of the public password: it is not written into the user's tree.

@@ -28,6 +28,9 @@ const (
 	virtioBalloon = 5
 )
 
+// rootDisk is the guest's name of the disk ubd0.
+const rootDisk = "/dev/ubda"
+
 // reportingOrder has free memory reported in blocks of 2^6 pages, 256 KiB: what programs leave behind is seldom free in
 // the blocks of 4 MiB that would be the kernel's choice.
 const reportingOrder = 6
@@ -50,6 +53,10 @@ type Options struct {
 	Place bool
 	// HostFS is the only directory of the host whose files the guest can mount (as type hostfs).
 	HostFS string
+	// Disk is the image or block device that has the guest's root file system; without it that is HostFS. DiskRead opens it
+	// for reading only.
+	Disk     string
+	DiskRead bool
 	// Dir is a writable directory for the pid file and the management console's socket, which is
 	// Dir/ID/mconsole. With Dir unset the kernel would take ~/.uml, and hang where that cannot be written.
 	Dir, ID string
@@ -95,6 +102,15 @@ func (o Options) Cmdline() []string {
 	}
 	if o.HostFS != "" {
 		add("hostfs=%s", o.HostFS)
+	}
+	switch {
+	case o.Disk != "" && o.DiskRead:
+		add("ubd0r=%s", o.Disk)
+	case o.Disk != "":
+		add("ubd0=%s", o.Disk)
+	}
+	if o.Disk != "" {
+		add("root=%s", rootDisk)
 	}
 	if o.Dir != "" {
 		add("uml_dir=%s", o.Dir)

@@ -56,6 +56,19 @@ func TestCmdlinePtrace(t *testing.T) {
 	}
 }
 
+// TestCmdlineDisk has the root file system on a disk, unless the user names another root.
+func TestCmdlineDisk(t *testing.T) {
+	o := testOptions(t)
+	o.Disk = "/srv/disk"
+	if got := o.Cmdline(); !slices.Contains(got, "ubd0=/srv/disk") || !slices.Contains(got, "root=/dev/ubda") {
+		t.Errorf("Cmdline() with a disk = %q, want ubd0= and root=", got)
+	}
+	o.DiskRead, o.Args = true, []string{"root=/dev/ubda1"}
+	if got := o.Cmdline(); !slices.Contains(got, "ubd0r=/srv/disk") || slices.Contains(got, "root=/dev/ubda") {
+		t.Errorf("Cmdline() with a disk to read and the user's root = %q, want ubd0r= and that root alone", got)
+	}
+}
+
 func TestCmdlineWithoutParts(t *testing.T) {
 	o := testOptions(t)
 	o.Initramfs = nil
