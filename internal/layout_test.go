@@ -18,11 +18,16 @@ var imports = map[string][]string{
 		"internal/attach", "internal/command", "internal/config", "internal/control", "internal/slirp",
 		"internal/supervisor", "internal/uml",
 	},
-	"cmd/guest":        {"internal/agent", "internal/boot", "internal/rootfs"},
+	"cmd/guest": {"internal/agent", "internal/boot", "internal/rootfs"},
+	"cmd/uml": {
+		"internal/agent", "internal/builtin", "internal/command", "internal/config", "internal/control", "internal/slirp",
+		"internal/supervisor", "internal/uml", "rootfs/debian",
+	},
 	"internal/agent":   {},
 	"internal/attach":  {"internal/agent"},
 	"internal/balloon": {"internal/vhostuser"},
 	"internal/boot":    {},
+	"internal/builtin": {},
 	"internal/command": {
 		"internal/agent", "internal/attach", "internal/control", "internal/pid1", "internal/slirp", "internal/supervisor",
 	},
@@ -45,9 +50,11 @@ var imports = map[string][]string{
 	},
 	"internal/uml":                     {},
 	"internal/userns":                  {},
+	"internal/uml/umltest":             {"internal/agent", "internal/vport/vporttest"},
 	"internal/vhostuser/vhostusertest": {"internal/vhostuser"},
 	"internal/vport":                   {"internal/vhostuser"},
 	"internal/vport/vporttest":         {"internal/vhostuser", "internal/vhostuser/vhostusertest"},
+	"rootfs/debian":                    {},
 }
 
 // TestLayout checks the import rules, and that every package says what it is.

@@ -31,7 +31,7 @@ func WriteNet(out io.Writer, i slirp.Inspection, all bool) error {
 	if i.Up {
 		state = "up"
 	}
-	row("Network", state, "for "+shortTime(i.Age), fmt.Sprintf("%d drops", i.Drops))
+	row("Network", state, "for "+ShortTime(i.Age), fmt.Sprintf("%d drops", i.Drops))
 
 	row("\nForwards")
 	if len(i.Forwards) == 0 {
@@ -57,8 +57,8 @@ func WriteNet(out io.Writer, i slirp.Inspection, all bool) error {
 		row("ID", "PROTO", "DIR", "INITIATOR", "TARGET", "STATE", "AGE", "IDLE", "TO HOST", "TO GUEST", "PEER")
 	}
 	for _, f := range flows {
-		row(f.ID, f.Proto, f.Direction, orDash(f.Initiator), orDash(f.Target), cmp.Or(f.State, "-"), shortTime(f.Age),
-			shortTime(f.Idle), iec(f.ToHost), iec(f.ToGuest), orDash(f.Peer))
+		row(f.ID, f.Proto, f.Direction, orDash(f.Initiator), orDash(f.Target), cmp.Or(f.State, "-"), ShortTime(f.Age),
+			ShortTime(f.Idle), iec(f.ToHost), iec(f.ToGuest), orDash(f.Peer))
 	}
 	if hidden > 0 {
 		row(fmt.Sprintf("… and %d more (--json shows all)", hidden))
@@ -119,8 +119,8 @@ func iec(bytes uint64) string {
 	return fmt.Sprintf("%.1f %ciB", v, units[unit])
 }
 
-// shortTime writes seconds with the two units that matter.
-func shortTime(seconds float64) string {
+// ShortTime writes seconds with the two units that matter.
+func ShortTime(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
 	const day = 24 * time.Hour
 	switch {

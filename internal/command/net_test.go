@@ -152,8 +152,8 @@ func TestShortTime(t *testing.T) {
 		0: "0.0s", 0.05: "0.0s", 9.999: "9.9s", 10: "10s", 59.9: "59s", 60: "1m00s", 3599: "59m59s", 3600: "1h00m",
 		86399: "23h59m", 86400: "1d00h", 1e7: "115d17h",
 	} {
-		if got := shortTime(seconds); got != want {
-			t.Errorf("shortTime(%v) = %s, want %s", seconds, got, want)
+		if got := ShortTime(seconds); got != want {
+			t.Errorf("ShortTime(%v) = %s, want %s", seconds, got, want)
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 func WriteStatus(out io.Writer, s supervisor.Status) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(name, format string, a ...any) { fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, a...)...) }
-	row("State", "%s, for %s", s.State, shortTime(s.Uptime))
+	row("State", "%s, for %s", s.State, ShortTime(s.Uptime))
 	for _, p := range s.Problems {
 		row("Problem", "%s", p)
 	}

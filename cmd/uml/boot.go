@@ -1,0 +1,130 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"docker-usermode-linux/internal/command"
+	"docker-usermode-linux/internal/config"
+	"docker-usermode-linux/internal/control"
+	"docker-usermode-linux/internal/supervisor"
+)
+
+// guestBoot is what up and run have in common: a guest with settings and a name.
+type guestBoot struct {
+	settings guestSettings
+	name     string
+	// started is called when the guest has: see supervisor.Job.
+	started func()
+	// entered is called when the guest has its name.
+	entered func(control.Guest) error
+	// streams, unless they are nil, are the guest's instead of our own.
+	streams *supervisor.Streams
+	// detached is a guest that nobody looks at.
+	detached bool
+}
+
+func (b *guestBoot) addFlags(flags *pflag.FlagSet) {
+	flags.SortFlags = false
+	b.settings = addSettings(flags)
+	flags.StringVarP(&b.name, "name", "n", "", "the guest's name; default is that of its root file system")
+}
+
+// inInit says that we are process 1 of a container: all else happens in a child.
+func inInit() bool { return os.Getpid() == 1 }
+
+// asInit is the role of process 1.
+func asInit() error { return exit(command.Init(program, os.Args[1:])) }
+
+// boot boots the guest and sees it through. The job gets its name and place.
+func (b *guestBoot) boot(job supervisor.Job, cfg config.Config) error {
+	signals := command.Signals(program, job)
+	registry, err := control.OpenRegistry()
+	if err != nil {
+		return err
+	}
+	claim, err := b.claim(registry, job, cfg)
+	if err != nil {
+		return err
+	}
+	code := command.ExitFailed
+	defer func() { _ = claim.Release(code) }() // what is left is stale, and removed by the next who looks
+	if b.entered != nil {
+		if err := b.entered(claim.Guest); err != nil {
+			return err
+		}
+	}
+	if given := os.Getenv("HOSTNAME"); given == "" || given == hostName() {
+		cfg.Hostname = strings.Trim(strings.ReplaceAll(claim.Name, "_", "-"), "-.")
+	}
+	streams := command.Streams()
+	if b.streams != nil {
+		streams = *b.streams
+	}
+	job.Dir, job.Started = claim.Dir, b.started
+	code = supervisor.Run(cfg, job, signals, streams)
+	return exit(code)
+}
+
+// hostName is the host's own name, which some shells export as HOSTNAME without anyone having asked for it.
+func hostName() string {
+	name, _ := os.Hostname() // "" is nobody's
+	return name
+}
+
+// claim enters the guest into the registry.
+func (b *guestBoot) claim(registry control.Registry, job supervisor.Job, cfg config.Config) (*control.Claim, error) {
+	name := b.name
+	if name == "" {
+		base := filepath.Base(rootPath(cfg))
+		name = control.MakeName(strings.TrimSuffix(base, filepath.Ext(base)))
+	}
+	g := control.Guest{
+		Name: name, PID: os.Getpid(), Started: time.Now(), Disk: cfg.Disk, ReadOnly: cfg.Ephemeral || readOnly(job.Args),
+		Detached: b.detached, Ports: []string{},
+	}
+	if cfg.Disk == "" {
+		g.Rootfs = cfg.Rootfs
+	}
+	for _, p := range cfg.Ports {
+		g.Ports = append(g.Ports, p.String())
+	}
+	if job.Command != nil {
+		g.Command = job.Command.Args
+	}
+	return registry.Claim(g, b.name == "")
+}
+
+// readOnly says whether kernel arguments have the root file system mounted so: the last of several counts.
+func readOnly(args []string) bool {
+	is := false
+	for _, arg := range args {
+		switch arg {
+		case "ro":
+			is = true
+		case "rw":
+			is = false
+		case "--":
+			return is
+		}
+	}
+	return is
+}
+
+// kernelArguments are those after "--", which are all that up takes.
+func kernelArguments(cmd *cobra.Command, args []string) ([]string, error) {
+	if at := cmd.ArgsLenAtDash(); len(args) > 0 && at != 0 {
+		return nil, flagError(cmd, fmt.Errorf("unexpected argument %q: arguments of the kernel follow --", args[0]))
+	}
+	return args, nil
+}
+
+// errDetachedOnly is for options that mean nothing without -d.
+var errDetachedOnly = errors.New("--wait is for a guest that is detached: give -d too")

@@ -1,0 +1,37 @@
+// Uml boots whole Linux kernels (User-Mode Linux) as plain processes of a normal user, on any Linux host: no root, no
+// KVM, no /dev/net/tun, no user namespaces, no packages. It is what entrypoint is in a container, of the same parts, with
+// names for guests and commands that find them.
+//
+//	uml up --rootfs DIR [OPTION]... [-- KERNEL ARGUMENT...]
+//	uml run --rootfs DIR [OPTION]... COMMAND [ARGUMENT]...
+//	uml exec NAME COMMAND [ARGUMENT]...
+//	uml ps, stop, kill, logs, status, net, rootfs, version, help
+//
+// # Settings
+//
+// All settings of a guest are environment variables, which the doc of cmd/entrypoint explains, and options: MEM and --mem,
+// NET_ALLOW and --net-allow. An option wins. Different from a container are these:
+//
+//	ROOTFS, DISK   one of them has to be given
+//	KERNEL, INITRAMFS
+//	               by default those that are built into this program (make host)
+//	PORTS          127.0.0.1:2222:22: a normal user can have no port below 1024, and the password is public. For run
+//	               nothing, as there.
+//	HOOKS          nothing
+//	HOSTNAME       the guest's name
+//
+// # Guests
+//
+// A guest has a name, that of its root file system unless --name says otherwise. What runs is known in a directory of the
+// user's (package control, Registry), by locks that the supervising processes hold: one for each name, and one for each
+// root file system, which two guests may only share if they write nothing to it (--ephemeral).
+//
+// up without -d is the guest's console, and its end is the guest's. With -d it returns as soon as all ports are bound
+// and the kernel runs, with --wait when the guest is healthy; what it said is in its log (uml logs), 10 MB and as
+// much of before. With a terminal, Ctrl-C is a byte for the guest: it is stopped from within, or by uml stop.
+//
+// # Exit code
+//
+// That of the guest, or of the command that was run in it, as entrypoint has it; 1 where nothing could be done, 2 for
+// wrong arguments or settings, 125 for a command that could not be run.
+package main
