@@ -61,8 +61,8 @@ func (b *guestBoot) boot(job supervisor.Job, cfg config.Config) error {
 			return err
 		}
 	}
-	if given := os.Getenv("HOSTNAME"); given == "" || given == hostName() {
-		cfg.Hostname = strings.Trim(strings.ReplaceAll(claim.Name, "_", "-"), "-.")
+	if given := os.Getenv("HOSTNAME"); given == "" || given == ownHostname() && !b.settings.given("HOSTNAME") {
+		cfg.Hostname = hostnameOf(claim.Name)
 	}
 	streams := command.Streams()
 	if b.streams != nil {
@@ -73,10 +73,21 @@ func (b *guestBoot) boot(job supervisor.Job, cfg config.Config) error {
 	return exit(code)
 }
 
-// hostName is the host's own name, which some shells export as HOSTNAME without anyone having asked for it.
-func hostName() string {
+// ownHostname is the host's own name, which some shells export as HOSTNAME without anyone having asked for it.
+func ownHostname() string {
 	name, _ := os.Hostname() // "" is nobody's
 	return name
+}
+
+// hostnameOf makes a host name of a guest's name.
+func hostnameOf(name string) string {
+	var labels []string
+	for label := range strings.SplitSeq(strings.ReplaceAll(name, "_", "-"), ".") {
+		if label = strings.Trim(label, "-"); label != "" {
+			labels = append(labels, label)
+		}
+	}
+	return strings.Join(labels, ".")
 }
 
 // claim enters the guest into the registry.

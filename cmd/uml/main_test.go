@@ -35,6 +35,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("KERNEL", filepath.Join(bin, "fakekernel"))
 			env.Setenv("INITRAMFS", filepath.Join(env.WorkDir, "initramfs"))
 			env.Setenv("UML", filepath.Join(bin, "uml"))
+			// The fake guest is of our own user, who may not be root.
+			env.Setenv("ME", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()))
 			env.Setenv("PORTS", "")
 			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			// The path of a socket has 107 bytes at most, and the script's directory has many of them.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -106,6 +107,11 @@ func addSettings(flags *pflag.FlagSet) guestSettings {
 		all = append(all, v)
 	}
 	return all
+}
+
+// given says whether there is an option for a variable.
+func (all guestSettings) given(variable string) bool {
+	return slices.ContainsFunc(all, func(v *settingValue) bool { return v.variable == variable && v.given })
 }
 
 // apply makes the options variables, and returns what the user calls each setting: as he gave it, by an option before
