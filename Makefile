@@ -15,7 +15,7 @@ GO := go
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help base-image certs image run test lint unit fuzz soak e2e rounds bench bench-boot bench-guest bench-net clean need-go need-docker
+.PHONY: help base-image certs image run host kernel test lint unit fuzz soak e2e rounds bench bench-boot bench-guest bench-net clean need-go need-docker
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,12 @@ image: base-image certs ## Build the image (the kernel takes minutes, the first 
 
 run: image ## Build, then boot a guest: ssh -p 2222 root@127.0.0.1
 	docker run --rm -i $$(test -t 0 && echo -t) --name docker-usermode-linux -p $(SSH):22 $(RUN_FLAGS) $(IMAGE)
+
+host: need-go $(if $(KERNEL),,image) ## Build dist/uml, the program for hosts; with KERNEL=dist/linux without Docker
+	GO=$(GO) KERNEL=$(KERNEL) scripts/host $(IMAGE)
+
+kernel: ## Build dist/linux here, without Docker; KERNEL_SERIES=7.2 FRAGMENTS="a.config" TIME_TRAVEL=1 GCOV=1 TREE=dir
+	KERNEL_SERIES=$(KERNEL_SERIES) TIME_TRAVEL=$(TIME_TRAVEL) GCOV=$(GCOV) TREE=$(TREE) scripts/kernel $(FRAGMENTS)
 
 test: need-go need-docker lint unit fuzz image e2e ## Everything that a change has to pass
 
@@ -73,7 +79,7 @@ bench-net: need-go image ## The network alone; to try the benchmark itself: SECO
 clean: ## Remove the images and what the build left here (not Docker's build cache)
 	docker image rm -f $(IMAGE) $(IMAGE)-bench
 	$(GO) clean -testcache
-	rm -rf bin
+	rm -rf bin dist internal/builtin/files/linux internal/builtin/files/initramfs
 
 need-go:
 	@scripts/need go

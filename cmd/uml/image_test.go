@@ -24,23 +24,28 @@ func TestWithImage(t *testing.T) {
 		{"no image", nil, false, "", agent.Command{Args: []string{"id"}}, agent.Command{Args: []string{"id"}, Env: []string{}}},
 		{"no image, no command", nil, false, "", agent.Command{}, agent.Command{Args: []string{}, Env: []string{}}},
 		{
-			"the image's command", image, false, "", agent.Command{},
+			"the image's command", image, false, "",
+			agent.Command{},
 			agent.Command{Args: []string{"/entry", "-x", "serve", "--all"}, Env: image.Env, Dir: "/srv", User: "www-data"},
 		},
 		{
-			"arguments, and what the user says wins", image, false, "", agent.Command{Args: []string{"help"}, Env: []string{"A=user"}, Dir: "/", User: "root"},
+			"arguments, and what the user says wins", image, false, "",
+			agent.Command{Args: []string{"help"}, Env: []string{"A=user"}, Dir: "/", User: "root"},
 			agent.Command{Args: []string{"/entry", "-x", "help"}, Env: []string{"A=image", "B=image", "A=user"}, Dir: "/", User: "root"},
 		},
 		{
-			"an entry point of the user's", image, true, "/bin/sh", agent.Command{Args: []string{"-c", "id"}},
+			"an entry point of the user's", image, true, "/bin/sh",
+			agent.Command{Args: []string{"-c", "id"}},
 			agent.Command{Args: []string{"/bin/sh", "-c", "id"}, Env: image.Env, Dir: "/srv", User: "www-data"},
 		},
 		{
-			"an entry point alone", image, true, "/bin/sh", agent.Command{},
+			"an entry point alone", image, true, "/bin/sh",
+			agent.Command{},
 			agent.Command{Args: []string{"/bin/sh"}, Env: image.Env, Dir: "/srv", User: "www-data"},
 		},
 		{
-			"no entry point", image, true, "", agent.Command{Args: []string{"id"}},
+			"no entry point", image, true, "",
+			agent.Command{Args: []string{"id"}},
 			agent.Command{Args: []string{"id"}, Env: image.Env, Dir: "/srv", User: "www-data"},
 		},
 	} {

@@ -81,8 +81,10 @@ func TestNames(t *testing.T) {
 		{map[string]string{"MEM": "x", "CPUS": "x"}, `--mem="x": not a size; write a number with k, M or G, like 256M` + "\n" +
 			`CPUS="x": not a number of CPUs; write 1 to 64, or auto`},
 		{map[string]string{"NET": "off", "PORTS": "22"}, `--net="off": a guest without a network has no use for --ports="22"; unset one of the two`},
-		{map[string]string{"ROOT_PASSWORD": "a", "ROOT_PASSWORD_FILE": "/b"},
-			"--root-password and --root-password-file are both set; unset one of the two"},
+		{
+			map[string]string{"ROOT_PASSWORD": "a", "ROOT_PASSWORD_FILE": "/b"},
+			"--root-password and --root-password-file are both set; unset one of the two",
+		},
 		{map[string]string{"ROOT_PASSWORD_FILE": file}, fmt.Sprintf("--root-password-file=%q: no such file or directory; "+
 			"mount a file with the password there", file)},
 		{map[string]string{"SSH_AUTHORIZED_KEYS": "x"}, "--ssh-authorized-keys: line 1 is not a public key; " +
