@@ -103,6 +103,8 @@ type Config struct {
 	LogFormat LogFormat
 	// Rootfs, Kernel and Initramfs are absolute, clean paths; see CheckFiles. Rootfs is "" where a host's user gave none.
 	Rootfs, Kernel, Initramfs string
+	// ForeignKernel says that the user chose Kernel.
+	ForeignKernel bool
 	// Disk is the absolute, clean path of an image or a block device with the guest's root file system, or "": it is
 	// Rootfs.
 	Disk string
@@ -292,6 +294,7 @@ func (env environment) parse(o Options) (Config, error) {
 			check(file.name, file.value, err)
 		}
 	}
+	c.ForeignKernel = env.Kernel != ""
 	c.Ephemeral, err = parseOnOff(cmp.Or(env.Ephemeral, defaultDiscard))
 	check("EPHEMERAL", env.Ephemeral, err)
 

@@ -191,6 +191,7 @@ func TestLoadAllSet(t *testing.T) {
 		LogFormat:      JSON,
 		Rootfs:         "/srv/root",
 		Kernel:         "/linux",
+		ForeignKernel:  true,
 		Initramfs:      "/i",
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {

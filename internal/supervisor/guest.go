@@ -192,10 +192,6 @@ func (g *guest) beginStop() {
 	g.health.stopping.Store(true)
 }
 
-// restartMessage is what our kernel says on the notification socket when it restarts
-// (kernel-config/patches/0006-um-mconsole-announce-a-restart.patch).
-const restartMessage = "kernel: restart"
-
 // handle takes note of an event and reports whether it was a panic.
 func (g *guest) handle(event mconsole.Notification) bool {
 	switch event.Kind {
@@ -214,7 +210,7 @@ func (g *guest) handle(event mconsole.Notification) bool {
 		g.log.Error().Str("reason", event.Data).Msg("kernel panic")
 		return true
 	case mconsole.UserNotify:
-		if event.Data == restartMessage {
+		if event.Data == uml.RestartMessage {
 			g.restart = true
 			return false
 		}

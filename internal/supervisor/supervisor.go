@@ -321,11 +321,26 @@ func warn(cfg config.Config, job Job, log zerolog.Logger) {
 				"the container is killed; lower MEM to %s or raise the limit (docker run -m)",
 				config.FormatSize(limit-min(limit, kernelOverhead)))
 	}
+	if cfg.ForeignKernel {
+		warnKernel(cfg.Kernel, log)
+	}
 	warnRules(cfg.NetAllow, log)
 	warnHooks(cfg.Hooks, log)
 	if cfg.PasswordDefault && job.Command == nil { // a guest that is there for a command gets no default
 		log.Warn().Msg("root may log in with the publicly known default password, unless it has one of its own; " +
 			"set ROOT_PASSWORD, or SSH_AUTHORIZED_KEYS to allow keys alone")
+	}
+}
+
+// warnKernel names what a kernel that may not be ours does not have.
+func warnKernel(path string, log zerolog.Logger) {
+	features, err := uml.Look(path)
+	if err != nil {
+		log.Warn().Err(err).Msg("it is not known what this kernel can do")
+		return
+	}
+	for _, lack := range features.Lacks() {
+		log.Warn().Str("kernel", path).Msg(lack)
 	}
 }
 

@@ -3,6 +3,7 @@ package umltest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -56,10 +57,15 @@ func fakeAgent(path string, off chan<- struct{}) {
 	_ = server.Serve(context.Background(), port) // ends with this process
 }
 
+// allOptions are those of a kernel of ours that anybody asks for.
+const allOptions = "CONFIG_BLK_DEV_INITRD=y\nCONFIG_HOSTFS=y\nCONFIG_MCONSOLE=y\nCONFIG_VIRTIO_UML=y\nCONFIG_VIRTIO_NET=y\n" +
+	"CONFIG_VIRTIO_CONSOLE=y\nCONFIG_VIRTIO_BALLOON=y\nCONFIG_OVERLAY_FS=y\nCONFIG_TMPFS=y\n"
+
 // FakeKernel behaves like the kernel as far as the supervisor can see. What else it does is told by arguments
 // that start with "fake.": exit=N (as soon as it is up), panic=TEXT, early=TEXT (gives up before it is up),
 // agentless (has no agent), deaf (never acts on a command), cad=N (exit code at Ctrl-Alt-Del; default 0; deaf: none), console=TEXT, ready=FILE (made when
-// it is up), files (prints the initramfs: each file's mode and name, then its content).
+// it is up), files (prints the initramfs: each file's mode and name, then its content). Its configuration is the variable
+// FAKE_KERNEL_CONFIG, or has all that is asked for.
 func FakeKernel(args []string) int {
 	value := func(prefix string) (string, bool) {
 		i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, prefix) })
@@ -80,7 +86,7 @@ func FakeKernel(args []string) int {
 		fmt.Println("7.2-fake")
 		return 0
 	case slices.Contains(args, "--showconfig"):
-		fmt.Print(os.Getenv("FAKE_KERNEL_CONFIG")) // of the program that asks
+		fmt.Print(cmp.Or(os.Getenv("FAKE_KERNEL_CONFIG"), allOptions)) // of the program that asks
 		return 0
 	}
 	if text, ok := value("fake.early="); ok {
