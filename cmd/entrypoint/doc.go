@@ -117,6 +117,10 @@
 //	                     with "stream":"console" and "line". A line above 2 KiB, or not ended yet, comes in pieces; all but
 //	                     the last have "partial":true. Escape sequences are kept.
 //	ROOTFS               Directory that is the guest's root file system. Default /rootfs.
+//	DISK                 Image of a disk, or a block device, that has the guest's root file system, in the place of ROOTFS. It is
+//	                     /dev/ubda in the guest; root= as a kernel argument names a partition.
+//	EPHEMERAL            on or off. Default off; with on, nothing of what the guest writes to its root file system is kept: it is
+//	                     in the guest's RAM, half of which it may fill.
 //	KERNEL               The kernel's binary. Default /linux.
 //	INITRAMFS            The archive with the guest stage. Default /initramfs.
 //

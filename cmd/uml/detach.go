@@ -60,7 +60,6 @@ func detachedLink() *os.File {
 
 // bootDetached is boot in the child.
 func (b *guestBoot) bootDetached(job supervisor.Job, link *os.File) error {
-	signal.Ignore(unix.SIGPIPE) // the parent may have been killed
 	cfg, err := b.settings.load(upDefaults)
 	if err != nil {
 		return usageError(err)
@@ -213,5 +212,7 @@ func startFailed(name string, code int) error {
 	for _, line := range lines {
 		fmt.Fprintln(os.Stderr, line)
 	}
-	return &exitError{code, fmt.Errorf("guest %s ended with exit code %d when it had hardly started; what it said is in %s", name, code, path)}
+	return &exitError{
+		code, fmt.Errorf("guest %s ended with exit code %d when it had hardly started; what it said is in %s", name, code, path),
+	}
 }

@@ -300,7 +300,7 @@ func newKill() *cobra.Command {
 			}
 			return forEach(args, func(p *control.Process) (int, error) {
 				if sig != unix.SIGKILL {
-					return 0, p.Signal(sig)
+					return noCode, p.Signal(sig)
 				}
 				_, err := kill(p, sig)
 				return 128 + int(unix.SIGKILL), err
@@ -332,6 +332,9 @@ func kill(p *control.Process, sig unix.Signal) (int, error) {
 	return code, err
 }
 
+// noCode is in the place of the exit code of a guest that has not ended.
+const noCode = -1
+
 // forEach does something to the guests of these names at the same time, and prints the name and the exit code of each.
 func forEach(names []string, do func(*control.Process) (int, error)) error {
 	registry, err := control.OpenRegistry()
@@ -359,7 +362,11 @@ func forEach(names []string, do func(*control.Process) (int, error)) error {
 				}
 				printing.Lock()
 				defer printing.Unlock()
-				fmt.Printf("%s %d\n", name, code)
+				if code == noCode {
+					fmt.Println(name)
+				} else {
+					fmt.Printf("%s %d\n", name, code)
+				}
 				return nil
 			}()
 		})

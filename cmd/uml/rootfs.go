@@ -17,7 +17,7 @@ import (
 	debian "docker-usermode-linux/rootfs/debian"
 )
 
-// rootfsMaker puts root file systems where a guest can have them.
+// rootfsMaker puts root file systems where a guest can have them. What fails leaves nothing there.
 type rootfsMaker interface {
 	// Import unpacks a tar archive, which may be compressed, or be what docker save or docker export wrote.
 	Import(ctx context.Context, archive io.Reader, to rootfsTarget, report progress) error
@@ -258,8 +258,9 @@ func createDebian(ctx context.Context, tools rootfsMaker, to rootfsTarget, o deb
 		return err
 	}
 	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("mmdebstrap: %w; as a normal user it needs the package uidmap and lines for the user in /etc/subuid and "+
+		err = fmt.Errorf("mmdebstrap: %w; as a normal user it needs the package uidmap and lines for the user in /etc/subuid and "+
 			"/etc/subgid, or the packages fakechroot and fakeroot (--mode=fakechroot)", err)
+		return errors.Join(err, tools.Remove(ctx, to.Path)) // an archive that ended early may look like a whole one
 	}
 	return nil
 }

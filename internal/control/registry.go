@@ -265,7 +265,6 @@ func fileID(path string) (string, error) {
 
 // Release ends the entry, with the exit code for those who wait for it.
 func (c *Claim) Release(code int) error {
-	// A byte more than the content would be a lie to those who read it now; there is none before.
 	_, writeErr := c.lock.WriteString(strconv.Itoa(code))
 	err := c.registry.locked(func() error {
 		if id, err := fileID(c.root.Name()); err == nil {
