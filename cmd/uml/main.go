@@ -20,8 +20,7 @@ func main() { os.Exit(run(os.Args[1:])) }
 func run(args []string) int {
 	root := newRoot()
 	root.SetArgs(args)
-	ran, err := root.ExecuteC()
-	return command.Report(program, tell(ran, err))
+	return command.Report(program, tell(root.Execute()))
 }
 
 // exitError is an end with an exit code of its own. Without an error there is nothing left to say.
@@ -56,7 +55,7 @@ func usageError(err error) error {
 }
 
 // tell prints what went wrong, a line for each mistake, and returns the exit code.
-func tell(ran *cobra.Command, err error) int {
+func tell(err error) int {
 	if err == nil {
 		return 0
 	}
@@ -72,7 +71,6 @@ func tell(ran *cobra.Command, err error) int {
 	if e, ok := errors.AsType[*argumentError](err); ok {
 		fmt.Fprintf(os.Stderr, "usage: %s\n", e.usage)
 	}
-	_ = ran
 	return code
 }
 
@@ -110,7 +108,8 @@ func newRoot() *cobra.Command {
 		Short: "Whole Linux kernels as plain processes",
 		Long: "uml boots whole Linux kernels (User-Mode Linux) as plain processes of a normal user: no root, no KVM, no\n" +
 			"packages. The kernel, the network and everything else that a guest needs are in this one program.",
-		Example:           "  uml rootfs create debian ./debian\n  uml up --rootfs ./debian -d\n  uml exec debian uname -a\n  uml stop debian",
+		Example: "  uml rootfs create debian ./debian\n  uml up --rootfs ./debian -d\n  uml exec debian uname -a\n" +
+			"  uml stop debian",
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,
@@ -136,7 +135,7 @@ func newRoot() *cobra.Command {
 func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Print the version of this program, and of the kernel in it",
+		Short: "Print the version of this program",
 		Args:  arguments(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			fmt.Println(command.Version())
