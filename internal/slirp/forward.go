@@ -22,7 +22,8 @@ import (
 // the guest to accept. A guest that refuses resets the client.
 //
 // A guest's network is up long before its servers are. So a client that came before that, and has waited already, is not
-// refused by the first answer: it goes on waiting, within the same bound, until there is a server.
+// refused by the first answer: it goes on waiting, within the same bound, until there is a server. The same holds for a
+// client that comes soon after, unless the port has served one before.
 //
 // There are up to three ways to the guest, tried in this order until one is accepted:
 //
@@ -85,10 +86,13 @@ func (n *Network) serveClient(f *forward, fd int, client netip.AddrPort) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.limits.guestUp)
 	early := !n.isUp.Load()
 	flow, err := n.reachGuest(ctx, f, client)
-	for pause := firstRetry; early && isRefused(err) && sleep(ctx, pause); pause = min(2*pause, lastRetry) {
+	for (early || n.mayStart(f)) && isRefused(err) && sleep(ctx, n.retryPause()) {
 		flow, err = n.reachGuest(ctx, f, client)
 	}
 	cancel()
+	if err == nil {
+		f.served.Store(true)
+	}
 	n.waitingClients.Add(-1)
 	if err == nil && n.source == SourceProxy {
 		var dst netip.AddrPort
@@ -111,12 +115,22 @@ func (n *Network) serveClient(f *forward, fd int, client netip.AddrPort) {
 	n.run(flow)
 }
 
+// mayStart says whether the server of a port, which refuses, may be one that is still to come.
+func (n *Network) mayStart(f *forward) bool {
+	return !f.served.Load() && n.now().Sub(time.Unix(0, n.upSince.Load())) < n.limits.servers
+}
+
 const (
-	// firstRetry is the pause after the first refusal of an early client. It doubles up to lastRetry, which bounds what
-	// thousands of them cost a guest that boots.
-	firstRetry = 20 * time.Millisecond
-	lastRetry  = 500 * time.Millisecond
+	// leastRetry is the pause after a refusal of an early client, retriesPerSecond what all of them together may cost a
+	// guest that boots.
+	leastRetry       = 20 * time.Millisecond
+	retriesPerSecond = 500
 )
+
+// retryPause is how long an early client that was refused waits until it tries again.
+func (n *Network) retryPause() time.Duration {
+	return max(leastRetry, time.Duration(n.waitingClients.Load())*time.Second/retriesPerSecond)
+}
 
 // isRefused says whether the guest answered that no program listens.
 func isRefused(err error) bool {

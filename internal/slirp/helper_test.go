@@ -70,6 +70,7 @@ func newBridgeWithNIC(t testing.TB, o Options, change func(*Network), nic func(*
 		t.Fatalf("New() = %v", err)
 	}
 	n.limits.probe = 2 * hang
+	n.limits.servers = 0
 	if change != nil {
 		change(n)
 	}

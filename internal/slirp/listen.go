@@ -30,6 +30,7 @@ type forward struct {
 	fd      int
 	host    netip.AddrPort // as in Forward
 	clients atomic.Uint64  // so far
+	served  atomic.Bool    // the guest has accepted a client
 	live    atomic.Int64   // clients that are connected, wait for the guest or have a UDP flow
 	// crossed says until when (ns since 1970) clients of IPv4 and those of IPv6 are led to the guest's other family.
 	crossed [2]atomic.Int64

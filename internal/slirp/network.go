@@ -183,8 +183,9 @@ type Network struct {
 	syns synTable
 	late chan lateDelivery
 
-	up   chan struct{} // closed when the guest's NIC is up
-	isUp atomic.Bool   // only set by the link's reader
+	up      chan struct{} // closed when the guest's NIC is up
+	isUp    atomic.Bool   // only set by the link's reader
+	upSince atomic.Int64  // likewise, before up is closed; ns since 1970
 	// hasIPv6 says that the guest has sent something from its IPv6 address; likewise.
 	hasIPv6 atomic.Bool
 
@@ -206,6 +207,7 @@ type limits struct {
 	pendingClients int
 	dial           time.Duration // of a connection to the host
 	guestUp        time.Duration // how long a forwarded connection waits for the guest
+	servers        time.Duration // after the guest's NIC came up, in which its servers may still start
 	silence        time.Duration // of the guest, after which a forwarded connection is tried another way
 	linger         time.Duration // in which a guest has to take something of what is left when both sides have ended
 	udpNew         time.Duration // UDP without an answer yet
@@ -226,6 +228,8 @@ var defaultLimits = limits{
 	pendingSYNs: 4096, pendingClients: 4096,
 	dial:    30 * time.Second,
 	guestUp: 60 * time.Second,
+	// A userland with many services; nobody else's first client waits for that long.
+	servers: 30 * time.Second,
 	// Linux's first retransmission of a SYN comes after as long: it takes the packet for lost.
 	silence: time.Second,
 	// About what Linux grants the peer of a closed socket (tcp_orphan_retries).

@@ -152,6 +152,28 @@ func TestForwardBeforeServerIsUp(t *testing.T) {
 	expectRead(t, c, "SSH-2.0-hello")
 }
 
+// TestForwardWhileServersStart checks that a client waits for a server that may still start, and that a port which has
+// served one is refused at once.
+func TestForwardWhileServersStart(t *testing.T) {
+	o, addr := forwardOptions(t, TCP, 22)
+	b := newBridge(t, o, func(n *Network) { n.limits.servers = time.Hour })
+	c, err := net.Dial("tcp4", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	eventually(t, "the guest refuses", func() bool { return b.guest.Stack.Stats().TCP.ResetsSent.Value() > 1 })
+	l, err := b.guest.ListenTCP(22)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := accept(t, l)
+	fmt.Fprint(g, "SSH-2.0-hello")
+	expectRead(t, c, "SSH-2.0-hello")
+	l.Close()
+	expectReset(t, addr)
+}
+
 // TestForwardGuestNeverUp checks that the wait for the guest is bounded.
 func TestForwardGuestNeverUp(t *testing.T) {
 	o, addr := forwardOptions(t, TCP, 22)

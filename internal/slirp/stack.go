@@ -217,6 +217,7 @@ type filter struct {
 // DeliverNetworkPacket implements stack.NetworkDispatcher.
 func (f filter) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
 	if !f.n.isUp.Load() && isFromGuest(proto, pkt) {
+		f.n.upSince.Store(f.n.now().UnixNano())
 		f.n.isUp.Store(true)
 		close(f.n.up)
 	}

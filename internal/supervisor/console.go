@@ -150,6 +150,15 @@ func (c *console) output() {
 	_, _ = io.Copy(w, c.host)
 }
 
+// answers says whether a terminal is at the other end. One without a size has nobody before it (docker run -dt).
+func (c *console) answers() bool {
+	if c.restore == nil {
+		return false
+	}
+	rows, _, err := pty.Getsize(c.streams.Stdin)
+	return err == nil && rows > 0
+}
+
 func (c *console) resize() {
 	// Without a size to be had the guest keeps its own idea of one.
 	_ = pty.InheritSize(c.streams.Stdin, c.host)

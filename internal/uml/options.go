@@ -39,6 +39,10 @@ const reportingOrder = 6
 // interfaces is to be lo and eth0.
 var noSpareDevices = []string{"fb_tunnels=none", "dummy.numdummies=0", "ifb.numifbs=0", "bonding.max_bonds=0"}
 
+// consoleSize tells systemd what it would ask the console for, again and again, and wait a third of a second each time.
+// The kernel takes them for parameters of a module and lets them be.
+var consoleSize = []string{"systemd.tty.rows.console=24", "systemd.tty.columns.console=80"}
+
 // Options describe one kernel process. The zero value of a field leaves that part out.
 type Options struct {
 	// Path of the kernel binary.
@@ -72,6 +76,8 @@ type Options struct {
 	Balloon string
 	// Console becomes the main console, tty0: a terminal or a pipe. UML cannot poll a plain file.
 	Console *os.File
+	// NoTerminal says that nobody at the other end of Console answers a question, such as how large the terminal is.
+	NoTerminal bool
 	// Stderr gets what the kernel says before it has a console, and why it gave up.
 	Stderr *os.File
 	// Quiet has the kernel print nothing below an error on its console (loglevel 4), and an init that knows the word
@@ -140,6 +146,9 @@ func (o Options) Cmdline() []string {
 	add("sysrq_always_enabled")
 	add("lpj=%d", loopsPerJiffy)
 	ours = append(ours, noSpareDevices...)
+	if o.NoTerminal {
+		ours = append(ours, consoleSize...)
+	}
 	if o.Quiet && !setsLoudness(o.Args) {
 		add("quiet")
 	}

@@ -18,16 +18,17 @@ func testOptions(t *testing.T) Options {
 		return f
 	}
 	return Options{
-		Path:      "/linux",
-		Mem:       256 << 20,
-		CPUs:      2,
-		Userspace: ModeAuto,
-		HostFS:    "/rootfs",
-		Dir:       "/run/uml-1",
-		ID:        "guest",
-		Notify:    "/run/uml-1/notify",
-		Initramfs: file(),
-		NIC:       "/run/uml-1/nic",
+		Path:       "/linux",
+		Mem:        256 << 20,
+		CPUs:       2,
+		Userspace:  ModeAuto,
+		HostFS:     "/rootfs",
+		Dir:        "/run/uml-1",
+		ID:         "guest",
+		Notify:     "/run/uml-1/notify",
+		Initramfs:  file(),
+		NIC:        "/run/uml-1/nic",
+		NoTerminal: true,
 	}
 }
 
@@ -37,6 +38,7 @@ func TestCmdline(t *testing.T) {
 		"initrd=/proc/self/fd/3", "virtio_uml.device=/run/uml-1/nic:1",
 		"con0=fd:0,fd:1", "con=null", "noreboot", "sysrq_always_enabled", "lpj=20000000",
 		"fb_tunnels=none", "dummy.numdummies=0", "ifb.numifbs=0", "bonding.max_bonds=0",
+		"systemd.tty.rows.console=24", "systemd.tty.columns.console=80",
 	}
 	if got := testOptions(t).Cmdline(); !slices.Equal(got, want) {
 		t.Errorf("Cmdline() = %q, want %q", got, want)
