@@ -33,6 +33,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strings"
 
@@ -63,6 +64,8 @@ func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
+	// The kernel runs one thread of a program at a time. With several CPUs they would wait for each other on them.
+	runtime.GOMAXPROCS(1)
 	if os.Getpid() != 1 && len(os.Args) > 1 {
 		switch os.Args[1] {
 		case agentRole:

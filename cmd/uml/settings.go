@@ -41,7 +41,7 @@ var settings = []setting{
 	{"DISK", "", pathKind, "FILE", "disk image or block device that has it, instead"},
 	{"EPHEMERAL", "", toggleKind, "on|off", "keep nothing of what the guest writes"},
 	{"MEM", "m", plainKind, "SIZE", "the guest's RAM, such as 512M; default 256M"},
-	{"CPUS", "", plainKind, "N", "number of its CPUs, or auto; default 1"},
+	{"CPUS", "", plainKind, "N", "number of its CPUs; default auto: as many as we may use, 8 at most"},
 	{"USERSPACE", "", plainKind, "MODE", "how its programs are run: seccomp, ptrace or auto; default auto"},
 	{"CPU_PLACEMENT", "", plainKind, "auto|off", "keep its CPUs on CPUs of the host; default auto"},
 	{"PORTS", "p", listKind, "PORTS", "ports of the host that lead into the guest: 8080:80, 53/udp, 127.0.0.1:2222:22; \"\" for none"},

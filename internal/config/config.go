@@ -30,7 +30,7 @@ const DefaultRootPassword = "voidlinux"
 // Defaults of settings that are unset or empty; that of PORTS is only for unset.
 const (
 	defaultMem       = "256M"
-	defaultCPUs      = "1"
+	defaultCPUs      = "auto"
 	defaultUserspace = "auto"
 	defaultPlacement = "auto"
 	defaultNet       = "on"

@@ -133,7 +133,7 @@ func TestLoadDefaults(t *testing.T) {
 	}
 	want := Config{
 		Mem:             256 << 20,
-		CPUs:            1,
+		CPUs:            min(containerCPUs(), maxAutoCPUs),
 		CPUPlacement:    true,
 		Net:             true,
 		Ports:           []Forward{{HostPort: 22, GuestPort: 22, Count: 1}},

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,7 +16,7 @@ func TestCPUs(t *testing.T) {
 		want    string
 	}{
 		{[]string{"-e", "CPUS=3"}, "3"},
-		{nil, "1"},
+		{nil, strconv.Itoa(min(runtime.NumCPU(), 8))},
 		{[]string{"-e", "CPUS=auto", "--cpuset-cpus", "0"}, "1"},
 		{[]string{"-e", "CPUS=auto", "--cpus", "0.5"}, "1"},
 		{[]string{"-e", "CPUS=1", "-e", "CPU_PLACEMENT=off"}, "1"},
