@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+
+	"docker-usermode-linux/internal/boot"
 )
 
 func TestHostKey(t *testing.T) {
@@ -40,5 +42,45 @@ func TestHostKey(t *testing.T) {
 	logged := 0
 	if key, err := HostKey(other, func(error) { logged++ }); key == nil || err != nil || logged != 1 {
 		t.Errorf("HostKey = %v, %v, %d lines in the log, want a key and one", key, err, logged)
+	}
+}
+
+func TestMakeHostKeys(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		files map[string]string
+		s     boot.Settings
+		want  bool
+	}{
+		{"no key yet", map[string]string{sshdConfig: ""}, boot.Settings{}, true},
+		{"an empty one, left by a crash", map[string]string{sshdConfig: "", hostKeyECDSA: ""}, boot.Settings{}, true},
+		{"a key", map[string]string{sshdConfig: "", hostKeyRSA: "x"}, boot.Settings{}, false},
+		{"no server", nil, boot.Settings{}, false},
+		{"no init to start it", map[string]string{sshdConfig: ""}, boot.Settings{NoInit: true}, false},
+		{"nobody asked for a login", map[string]string{sshdConfig: ""}, boot.Settings{LoginUnasked: true}, false},
+	} {
+		root := newTree(t, test.files)
+		if err := MakeHostKeys(root, test.s); err != nil {
+			t.Errorf("%s: %v", test.name, err)
+		}
+		for name, kind := range map[string]string{hostKeyFile: ssh.KeyAlgoED25519, hostKeyECDSA: ssh.KeyAlgoECDSA256} {
+			data, err := root.ReadFile(name)
+			if !test.want {
+				if err == nil {
+					t.Errorf("%s: %s was made", test.name, name)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s: %v", test.name, err)
+				continue
+			}
+			key, err := ssh.ParsePrivateKey(data)
+			if err != nil || key.PublicKey().Type() != kind {
+				t.Errorf("%s: %s is no %s key, %v", test.name, name, kind, err)
+			}
+			checkPerm(t, root, name, 0o600)
+			checkPerm(t, root, name+".pub", 0o644)
+		}
 	}
 }

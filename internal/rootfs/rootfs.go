@@ -1,6 +1,6 @@
 // Package rootfs edits the root file system of the guest before its init starts: the password of root, the SSH
-// keys of root and a drop-in of the SSH server. It also keeps the host key of the agent's SSH server, which makes one
-// when it starts. Nothing has to be installed in the guest for it, so it works on the tree of any distribution.
+// keys of root, a drop-in of the SSH server and its host keys. It also keeps the host key of the agent's SSH server, which
+// makes one when it starts. Nothing has to be installed in the guest for it, so it works on the tree of any distribution.
 //
 // # Theory of operation
 //
@@ -35,6 +35,7 @@ func Apply(root *os.Root, s boot.Settings) []error {
 		passwordErr,
 		SetAuthorizedKeys(root, s.AuthorizedKeys),
 		SetSSHServer(root, s, state),
+		MakeHostKeys(root, s),
 	})
 }
 
