@@ -8,11 +8,19 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"docker-usermode-linux/internal/command"
 	"docker-usermode-linux/internal/control"
 	"docker-usermode-linux/internal/slirp"
 	"docker-usermode-linux/internal/supervisor"
+)
+
+const (
+	// startGrace is how long exec looks for a guest: docker run returns when the container runs, a moment before its
+	// supervisor does.
+	startGrace = 2 * time.Second
+	startPoll  = 10 * time.Millisecond
 )
 
 // execCommand runs a command in the guest that runs here.
@@ -23,6 +31,10 @@ func execCommand(args []string) int {
 	}
 	code, err := c.Exec(context.Background(), func(ctx context.Context) (*control.Client, error) {
 		guest, err := control.Find(ctx, c.dir)
+		for deadline := time.Now().Add(startGrace); errors.Is(err, control.ErrNoGuest) && time.Now().Before(deadline); {
+			time.Sleep(startPoll)
+			guest, err = control.Find(ctx, c.dir)
+		}
 		if errors.Is(err, control.ErrNoGuest) {
 			err = fmt.Errorf("%w; ask beside one that runs: docker exec CONTAINER guest", err)
 		}
