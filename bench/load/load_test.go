@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"docker-usermode-linux/bench/figures"
 )
 
 // agentVariable makes this test binary an agent.
@@ -70,8 +72,8 @@ func TestMeasurements(t *testing.T) {
 		}
 		for _, m := range metrics {
 			// In so short a time no tick of the processors' time may pass.
-			if m.unit != "lost-%" && !strings.HasSuffix(m.unit, "-s/GiB") && !(m.value > 0) {
-				t.Errorf("%s: %g %s", tt.name, m.value, m.unit)
+			if m.Unit != "lost-%" && !strings.HasSuffix(m.Unit, "-s/GiB") && !(m.Value > 0) {
+				t.Errorf("%s: %g %s", tt.name, m.Value, m.Unit)
 			}
 		}
 	}
@@ -132,16 +134,6 @@ func TestParseMemory(t *testing.T) {
 	}
 }
 
-func TestParseMachine(t *testing.T) {
-	got, err := parseMachine("cpu  10 1 5 70 4 1 1 8 3 0\ncpu0 …\n")
-	if want := (machine{all: 100, idle: 74}); err != nil || got != want {
-		t.Errorf("parseMachine = %+v, %v, want %+v", got, err, want)
-	}
-	if _, err := parseMachine("intr 1"); err == nil {
-		t.Error("parseMachine of something else: no error")
-	}
-}
-
 func TestQuantile(t *testing.T) {
 	tests := []struct {
 		sorted []time.Duration
@@ -160,16 +152,6 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-func TestFormat(t *testing.T) {
-	for v, want := range map[float64]string{
-		0: "0.00", 0.0456: "0.05", 9.87: "9.87", 12.34: "12.3", 456.7: "457", 1234: "1,230", 18386: "18,400", 1234567: "1,230,000",
-	} {
-		if got := format(v); got != want {
-			t.Errorf("format(%g) = %q, want %q", v, got, want)
-		}
-	}
-}
-
 func TestTable(t *testing.T) {
 	const raw = `# 2026-11-23, 5 s for each measurement
 # Linux 6.18
@@ -184,30 +166,12 @@ BenchmarkNet/peer=passt/mtu=1500/test=tcp-up-1 1 2 Gbit/s
 |---|---|---|---|---|---|
 | MTU 1500: TCP guest → host, Gbit/s | 6.20 (6.10–6.30) | 2.00, stalls 1 of 2 times | stalls | – | – |
 `
-	f, err := readFigures(strings.NewReader(raw))
+	f, err := figures.Read(strings.NewReader(raw), benchmark)
 	if err != nil {
 		t.Fatal(err)
 	}
-	table, _, _ := strings.Cut(f.table(), "| MTU 1500: TCP guest → host, first")
-	if table != want {
-		t.Errorf("table =\n%s\nwant\n%s", table, want)
-	}
-	if want := "slirp4netns, MTU 1500, tcp-up-1: no end: in time"; f.notes[1] != want {
-		t.Errorf("note %q, want %q", f.notes[1], want)
-	}
-	for _, bad := range []string{"# peer=a: b", "BenchmarkNet/peer=a 1 x Gbit/s"} {
-		if _, err := readFigures(strings.NewReader(bad)); err == nil {
-			t.Errorf("readFigures(%q): no error", bad)
-		}
-	}
-}
-
-func TestReplaceTable(t *testing.T) {
-	got, err := replaceTable("a\n"+beginTable+"old\n"+endTable+"b\n", "new\n")
-	if want := "a\n" + beginTable + "new\n" + endTable + "b\n"; err != nil || got != want {
-		t.Errorf("replaceTable = %q, %v, want %q", got, err, want)
-	}
-	if _, err := replaceTable("a", "b"); err == nil {
-		t.Error("replaceTable without the lines: no error")
+	got, _, _ := strings.Cut(table(f), "| MTU 1500: TCP guest → host, first")
+	if got != want {
+		t.Errorf("table =\n%s\nwant\n%s", got, want)
 	}
 }

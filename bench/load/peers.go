@@ -13,10 +13,11 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"docker-usermode-linux/bench/figures"
 )
 
 // peer is one way to give a User-Mode Linux guest a network.
@@ -190,19 +191,8 @@ func classicKernel(p place) []string {
 	text += " \"$@\"\n"
 	// A missing script shows in the kernel's own words.
 	_ = os.WriteFile(script, []byte(text), 0o755)
-	return append([]string{"TMPDIR=" + p.dir, "CPUS=" + allCPUs()},
+	return append([]string{"TMPDIR=" + p.dir, "CPUS=" + figures.CPUs()},
 		pinned(append(append([]string{"linux.uml"}, commonArgs(p)...), "eth0=slirp,,"+script)...)...)
-}
-
-// allCPUs is the list of those that may be used.
-func allCPUs() string {
-	status, _ := os.ReadFile("/proc/self/status")
-	for line := range strings.Lines(string(status)) {
-		if list, ok := strings.CutPrefix(line, "Cpus_allowed_list:"); ok {
-			return strings.TrimSpace(list)
-		}
-	}
-	return "0"
 }
 
 // callGuard is far more than a bridge takes to open a port.
@@ -274,13 +264,7 @@ func forwardGvproxy(p place) error {
 }
 
 func debianVersion(pkg string) func() string {
-	return func() string {
-		out, err := exec.Command("dpkg-query", "-W", pkg).Output()
-		if err != nil {
-			return pkg + ": " + err.Error()
-		}
-		return strings.Join(strings.Fields(string(out)), " ")
-	}
+	return func() string { return figures.DebianVersion(pkg) }
 }
 
 func goVersion(path string) func() string {

@@ -8,23 +8,20 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"docker-usermode-linux/bench/figures"
 )
 
 // The run. Rounds are the outer loop, peers the middle one, so that whatever changes on the machine meanwhile meets all
 // peers alike. Each guest is booted afresh, and once more after a test that stalled.
 //
-// The raw figures are lines in the format of Go's benchmarks, which benchstat reads:
-//
-//	BenchmarkNet/peer=passt/mtu=1500/test=tcp-up-1 1 2.1 Gbit/s …
-//
-// and comments: "# peer=… mtu=… test=…: stalls: why" stands for a figure that is missing.
+// The raw figures are as package figures has them, by the names peer=…/mtu=…/test=….
+
+const benchmark = "BenchmarkNet"
 
 const (
 	// hostPort is where the host's end listens, forwardPort what leads to the same port of the guest.
@@ -36,22 +33,14 @@ const (
 	maxLoss = 0.001
 	// stallLimit, in bytes per second, is what a network that works always does.
 	stallLimit = 100_000
-	// idleLimit is how busy a machine may be that figures are worth anything on.
-	idleLimit = 0.05
 	// parallel is the number of streams or threads where it is not one.
 	parallel = 8
 )
 
-// metric is a figure with its unit.
-type metric struct {
-	value float64
-	unit  string
-}
-
 // test is one kind of measurement.
 type test struct {
 	name string
-	run  func(w *world, seconds float64) ([]metric, error)
+	run  func(w *world, seconds float64) ([]figures.Metric, error)
 }
 
 // up is from the guest to the host, down the other way round. The guest dials, but for conn-in,
@@ -72,8 +61,8 @@ var tests = []test{
 	{"udp-down-1400", datagrams(false, 1400)},
 }
 
-func streams(up bool, n int) func(*world, float64) ([]metric, error) {
-	return func(w *world, seconds float64) ([]metric, error) {
+func streams(up bool, n int) func(*world, float64) ([]figures.Metric, error) {
+	return func(w *world, seconds float64) ([]figures.Metric, error) {
 		o := order{Job: "stream", Streams: n, Seconds: seconds}
 		host, guest := o, o
 		host.Address, host.Send = w.hostListens(), !up
@@ -99,48 +88,50 @@ func streams(up bool, n int) func(*world, float64) ([]metric, error) {
 			return nil, fmt.Errorf("%w: %.0f bytes/s after %s", errDeadline, received.Rate, warmUp)
 		}
 		bridge, all := before.load(after)
-		return []metric{
-			{received.Rate * 8 / 1e9, "Gbit/s"},
-			{received.FirstRate * 8 / 1e9, "first-Gbit/s"},
-			{bridge * (1 << 30) / received.Rate, "bridge-s/GiB"},
-			{all * (1 << 30) / received.Rate, "all-s/GiB"},
+		return []figures.Metric{
+			{Value: received.Rate * 8 / 1e9, Unit: "Gbit/s"},
+			{Value: received.FirstRate * 8 / 1e9, Unit: "first-Gbit/s"},
+			{Value: bridge * (1 << 30) / received.Rate, Unit: "bridge-s/GiB"},
+			{Value: all * (1 << 30) / received.Rate, Unit: "all-s/GiB"},
 		}, nil
 	}
 }
 
-func roundTrips(w *world, seconds float64) ([]metric, error) {
+func roundTrips(w *world, seconds float64) ([]figures.Metric, error) {
 	a, _, err := w.exchange(
 		w.host, order{Job: "ping", Address: w.hostListens(), Seconds: seconds},
 		w.guest, order{Job: "echo", Address: w.hostAddress(), Seconds: seconds}, nil)
-	return []metric{{a.Median * 1e6, "median-us"}, {a.P99 * 1e6, "p99-us"}}, err
+	return []figures.Metric{{Value: a.Median * 1e6, Unit: "median-us"}, {Value: a.P99 * 1e6, Unit: "p99-us"}}, err
 }
 
-func connects(n int) func(*world, float64) ([]metric, error) {
-	return func(w *world, seconds float64) ([]metric, error) {
+func connects(n int) func(*world, float64) ([]figures.Metric, error) {
+	return func(w *world, seconds float64) ([]figures.Metric, error) {
 		_, a, err := w.exchange(
 			w.host, order{Job: "accept", Address: w.hostListens(), Streams: parallel, Seconds: seconds},
 			w.guest, order{Job: "connect", Address: w.hostAddress(), Streams: n, Seconds: seconds}, nil)
-		return []metric{{float64(a.Count) / a.Seconds, "conn/s"}}, err
+		return []figures.Metric{{Value: float64(a.Count) / a.Seconds, Unit: "conn/s"}}, err
 	}
 }
 
-func connectsIn(n int) func(*world, float64) ([]metric, error) {
-	return func(w *world, seconds float64) ([]metric, error) { return connectTo(w, w.place.first, n, seconds) }
+func connectsIn(n int) func(*world, float64) ([]figures.Metric, error) {
+	return func(w *world, seconds float64) ([]figures.Metric, error) {
+		return connectTo(w, w.place.first, n, seconds)
+	}
 }
 
 // connectTo connects to a forwarded port of the same number as the guest's.
-func connectTo(w *world, port, n int, seconds float64) ([]metric, error) {
+func connectTo(w *world, port, n int, seconds float64) ([]figures.Metric, error) {
 	guest := netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(port))
 	host := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port))
 	_, a, err := w.exchange(
 		w.guest, order{Job: "accept", Address: guest, Streams: parallel, Seconds: seconds},
 		w.host, order{Job: "connect", Address: host, Streams: n, Seconds: seconds}, nil)
-	return []metric{{float64(a.Count) / a.Seconds, "conn/s"}}, err
+	return []figures.Metric{{Value: float64(a.Count) / a.Seconds, Unit: "conn/s"}}, err
 }
 
 // datagrams halves the window until next to nothing is lost.
-func datagrams(up bool, size int) func(*world, float64) ([]metric, error) {
-	return func(w *world, seconds float64) ([]metric, error) {
+func datagrams(up bool, size int) func(*world, float64) ([]figures.Metric, error) {
+	return func(w *world, seconds float64) ([]figures.Metric, error) {
 		for window := maxWindow; ; window /= 2 {
 			o := order{Job: "udp", Size: size, Window: window, Seconds: seconds}
 			host, guest := o, o
@@ -156,8 +147,10 @@ func datagrams(up bool, size int) func(*world, float64) ([]metric, error) {
 			}
 			loss := 1 - float64(a.Count)/float64(max(1, a.Sent))
 			if loss < maxLoss {
-				return []metric{
-					{float64(a.Count) / a.Seconds, "datagrams/s"}, {float64(window), "window"}, {loss * 100, "lost-%"},
+				return []figures.Metric{
+					{Value: float64(a.Count) / a.Seconds, Unit: "datagrams/s"},
+					{Value: float64(window), Unit: "window"},
+					{Value: loss * 100, Unit: "lost-%"},
 				}, nil
 			}
 			if window == 1 {
@@ -190,15 +183,11 @@ func runMain(args []string) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	busy, err := busyness(2 * time.Second)
+	machine, err := figures.Machine(s.force)
 	if err != nil {
 		return err
 	}
-	if busy > idleLimit && !s.force {
-		return fmt.Errorf("this machine is %.0f %% busy with other things, so the figures would mean nothing; "+
-			"wait, or set FORCE=1 to try the benchmark itself", busy*100)
-	}
-	s.head(busy)
+	s.head(machine)
 	for round := range s.rounds {
 		for _, p := range peers {
 			if !selected(s.peers, p.name) {
@@ -223,39 +212,15 @@ func selected(list, name string) bool {
 }
 
 // head says where and what this is.
-func (s settings) head(busy float64) {
-	var uts unix.Utsname
-	_ = unix.Uname(&uts)
+func (s settings) head(machine string) {
 	fmt.Printf("# %s, %g s for each measurement, %d rounds\n", time.Now().UTC().Format(time.DateOnly), s.seconds, s.rounds)
-	fmt.Printf("# Linux %s, %s, CPUs %s, %.1f %% busy before\n",
-		unix.ByteSliceToString(uts.Release[:]), cpuModel(), allCPUs(), busy*100)
-	if busy > idleLimit {
-		fmt.Println("# THE MACHINE WAS BUSY: these figures mean nothing")
-	}
-	fmt.Printf("# guest kernel: %s, one CPU, %s; classic: its own\n", kernelVersion(ourKernel), guestMem)
+	fmt.Print(machine)
+	fmt.Printf("# guest kernel: %s, one CPU, %s; classic: its own\n", figures.ProgramVersion(ourKernel), guestMem)
 	for _, p := range peers {
 		if selected(s.peers, p.name) {
 			fmt.Printf("# %s: %s\n", p.name, p.version())
 		}
 	}
-}
-
-func kernelVersion(path string) string {
-	out, err := exec.Command(path, "--version").CombinedOutput()
-	if err != nil {
-		return err.Error()
-	}
-	return strings.TrimSpace(string(out))
-}
-
-func cpuModel() string {
-	data, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(data)) {
-		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-	return "unknown CPU"
 }
 
 // measure makes all measurements of one peer with one MTU, once each.
@@ -320,7 +285,7 @@ func (s settings) boot(p peer, mtu int, test string, first, count int) (*world, 
 	if err == nil {
 		var m memory
 		if m, err = w.memory(); err == nil {
-			emit(p, mtu, test, append(m.metrics(), metric{w.started.Seconds(), "s/start"}))
+			emit(p, mtu, test, append(m.metrics(), figures.Metric{Value: w.started.Seconds(), Unit: "s/start"}))
 			return w, nil
 		}
 	}
@@ -329,18 +294,20 @@ func (s settings) boot(p peer, mtu int, test string, first, count int) (*world, 
 	return nil, err
 }
 
-func (m memory) metrics() []metric {
-	return []metric{{float64(m.rss) / (1 << 20), "rss-MiB"}, {float64(m.anon) / (1 << 20), "anon-MiB"}}
+func (m memory) metrics() []figures.Metric {
+	return []figures.Metric{
+		{Value: float64(m.rss) / (1 << 20), Unit: "rss-MiB"}, {Value: float64(m.anon) / (1 << 20), Unit: "anon-MiB"},
+	}
+}
+
+// measurement is its name in the raw output.
+func (p peer) measurement(mtu int, test string) string {
+	return fmt.Sprintf("peer=%s/mtu=%d/test=%s", p.name, mtu, test)
 }
 
 // emit writes a line of raw output.
-func emit(p peer, mtu int, test string, metrics []metric) {
-	var b strings.Builder
-	fmt.Fprintf(&b, "BenchmarkNet/peer=%s/mtu=%d/test=%s 1", p.name, mtu, test)
-	for _, m := range metrics {
-		fmt.Fprintf(&b, " %.5g %s", m.value, m.unit)
-	}
-	fmt.Println(b.String())
+func emit(p peer, mtu int, test string, metrics []figures.Metric) {
+	fmt.Println(figures.Line(benchmark, p.measurement(mtu, test), metrics...))
 }
 
 // missing takes note of why there is no figure.
@@ -349,8 +316,7 @@ func missing(p peer, mtu int, test string, err error) {
 	if stalled(err) {
 		verdict = verdictStalls
 	}
-	fmt.Printf("# peer=%s mtu=%d test=%s %s: %s\n", p.name, mtu, test, verdict,
-		strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", " | "))
+	fmt.Println(figures.MissingLine(p.measurement(mtu, test), verdict, err))
 }
 
 // stalled tells a network in which nothing moves from one that says no or is gone. An agent's errors arrive as text.
