@@ -6,7 +6,7 @@ USERLAND   ?= debian
 FUZZTIME   ?= 1s
 # Time for the whole of `go test`, and where `make run` publishes the guest's SSH server.
 TIMEOUT    ?= 20m
-# Of the network's benchmark: seconds for each measurement, how often each is made, FORCE=1 for a busy machine.
+# Of the benchmarks: seconds for each measurement of the network, how often each is made, FORCE=1 for a busy machine.
 SECONDS    ?= 5
 ROUNDS     ?= 3
 SSH        ?= 127.0.0.1:2222
@@ -35,8 +35,8 @@ run: image ## Build, then boot a guest: ssh -p 2222 root@127.0.0.1
 host: need-go $(if $(KERNEL),,image) ## Build dist/uml, the program for hosts; with KERNEL=dist/linux without Docker
 	GO=$(GO) KERNEL=$(KERNEL) scripts/host $(IMAGE)
 
-kernel: ## Build dist/linux here, without Docker; KERNEL_SERIES=7.2 FRAGMENTS="a.config" TIME_TRAVEL=1 GCOV=1 TREE=dir
-	KERNEL_SERIES=$(KERNEL_SERIES) TIME_TRAVEL=$(TIME_TRAVEL) GCOV=$(GCOV) TREE=$(TREE) scripts/kernel $(FRAGMENTS)
+kernel: ## Build dist/linux here, without Docker; KERNEL_SERIES=7.2 FRAGMENTS="a.config" TIME_TRAVEL=1 GCOV=1 UNPATCHED=1 TREE=dir
+	KERNEL_SERIES=$(KERNEL_SERIES) TIME_TRAVEL=$(TIME_TRAVEL) GCOV=$(GCOV) UNPATCHED=$(UNPATCHED) TREE=$(TREE) scripts/kernel $(FRAGMENTS)
 
 test: need-go need-docker lint unit fuzz image e2e ## Everything that a change has to pass
 
@@ -65,19 +65,19 @@ rounds: need-go need-docker ## Start and stop one guest 500 times, half an hour
 	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs
 	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) STOP_ROUNDS=500 $(GO) test -count=1 -timeout 2h -v -run TestStopRounds ./test/e2e/
 
-bench: bench-boot bench-guest bench-net ## Boot times of the built image, its system calls, and its network beside its peers'
+bench: bench-boot bench-guest bench-net ## Boot times of the built image; its guest and its network beside their peers'
 
 bench-boot: need-go image
 	E2E_IMAGE=$(IMAGE) $(GO) test -run '^$$' -bench Boot -benchtime 5x -count 3 ./bench/
 
-bench-guest: need-go image
-	E2E_IMAGE=$(IMAGE) E2E_BASE_IMAGE=$(BASE_IMAGE) $(GO) test -run '^$$' -bench Guest -benchtime 1x -count 5 ./bench/
+bench-guest: need-go image ## The guest alone; UNPATCHED=dist/linux-unpatched; to try it: ROUNDS=1 FORCE=1 RAW=/tmp/guest.txt
+	IMAGE=$(IMAGE) BASE_IMAGE=$(BASE_IMAGE) UNPATCHED=$(UNPATCHED) bench/guest -rounds $(ROUNDS) $(if $(FORCE),-force)
 
 bench-net: need-go image ## The network alone; to try the benchmark itself: SECONDS=1 ROUNDS=1 FORCE=1 RAW=/tmp/net.txt
 	IMAGE=$(IMAGE) BASE_IMAGE=$(BASE_IMAGE) bench/net -seconds $(SECONDS) -rounds $(ROUNDS) $(if $(FORCE),-force)
 
 clean: ## Remove the images and what the build left here (not Docker's build cache)
-	docker image rm -f $(IMAGE) $(IMAGE)-bench
+	docker image rm -f $(IMAGE) $(IMAGE)-bench $(IMAGE)-bench-guest
 	$(GO) clean -testcache
 	rm -rf bin dist internal/builtin/files/linux internal/builtin/files/initramfs
 

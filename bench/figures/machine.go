@@ -56,13 +56,17 @@ func cpuModel() string {
 	return "unknown CPU"
 }
 
-// DebianVersion is name and version of an installed package.
-func DebianVersion(pkg string) string {
-	out, err := exec.Command("dpkg-query", "-W", pkg).Output()
+// DebianVersion is names and versions of installed packages: the arguments of dpkg-query -W.
+func DebianVersion(packages ...string) string {
+	out, err := exec.Command("dpkg-query", append([]string{"-W"}, packages...)...).Output()
 	if err != nil {
-		return pkg + ": " + err.Error()
+		return fmt.Sprintf("%s: %v", strings.Join(packages, " "), err)
 	}
-	return strings.Join(strings.Fields(string(out)), " ")
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	for i, line := range lines {
+		lines[i] = strings.Join(strings.Fields(line), " ")
+	}
+	return strings.Join(lines, ", ")
 }
 
 // ProgramVersion is the first line of what a program says when it is asked with --version.
