@@ -15,12 +15,14 @@ import (
 	"docker-usermode-linux/internal/config"
 	"docker-usermode-linux/internal/control"
 	"docker-usermode-linux/internal/supervisor"
+	"docker-usermode-linux/internal/uml"
 )
 
 // guestBoot is what up and run have in common: a guest with settings and a name.
 type guestBoot struct {
 	settings guestSettings
 	name     string
+	own      ownership
 	// started is called when the guest has: see supervisor.Job.
 	started func()
 	// entered is called when the guest has its name.
@@ -35,6 +37,7 @@ func (b *guestBoot) addFlags(flags *pflag.FlagSet) {
 	flags.SortFlags = false
 	b.settings = addSettings(flags)
 	flags.StringVarP(&b.name, "name", "n", "", "the guest's name; default is that of its root file system")
+	b.own.addTo(flags, false)
 }
 
 // inInit says that we are process 1 of a container: all else happens in a child.
@@ -46,7 +49,7 @@ func asInit() error { return exit(command.Init(program, os.Args[1:])) }
 // boot boots the guest and sees it through. The job gets its name and place.
 func (b *guestBoot) boot(job supervisor.Job, cfg config.Config) error {
 	signals := command.Signals(program, job)
-	registry, err := control.OpenRegistry()
+	registry, err := openRegistry()
 	if err != nil {
 		return err
 	}
@@ -98,7 +101,7 @@ func (b *guestBoot) claim(registry control.Registry, job supervisor.Job, cfg con
 		name = control.MakeName(strings.TrimSuffix(base, filepath.Ext(base)))
 	}
 	g := control.Guest{
-		Name: name, PID: os.Getpid(), Started: time.Now(), Disk: cfg.Disk, ReadOnly: cfg.Ephemeral || readOnly(job.Args),
+		Name: name, PID: os.Getpid(), Started: time.Now(), Disk: cfg.Disk, ReadOnly: cfg.Ephemeral || uml.ReadOnly(job.Args),
 		Detached: b.detached, Ports: []string{},
 	}
 	if cfg.Disk == "" {
@@ -111,22 +114,6 @@ func (b *guestBoot) claim(registry control.Registry, job supervisor.Job, cfg con
 		g.Command = job.Command.Args
 	}
 	return registry.Claim(g, b.name == "")
-}
-
-// readOnly says whether kernel arguments have the root file system mounted so: the last of several counts.
-func readOnly(args []string) bool {
-	is := false
-	for _, arg := range args {
-		switch arg {
-		case "ro":
-			is = true
-		case "rw":
-			is = false
-		case "--":
-			return is
-		}
-	}
-	return is
 }
 
 // kernelArguments are those after "--", which are all that up takes.

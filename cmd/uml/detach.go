@@ -75,7 +75,7 @@ func (b *guestBoot) bootDetached(job supervisor.Job, link *os.File) error {
 	}()
 	b.detached = true
 	b.entered = func(g control.Guest) error {
-		registry, err := control.OpenRegistry()
+		registry, err := openRegistry()
 		if err != nil {
 			return err
 		}
@@ -169,7 +169,7 @@ var errEnded = errors.New("the guest ended before it was healthy")
 
 // waitHealthy waits until the guest is healthy. When it ends before, ended has it again.
 func waitHealthy(name string, ended chan error) error {
-	registry, err := control.OpenRegistry()
+	registry, err := openRegistry()
 	if err != nil {
 		return err
 	}
@@ -197,7 +197,7 @@ func startFailed(name string, code int) error {
 	if name == "" {
 		return exit(code)
 	}
-	registry, err := control.OpenRegistry()
+	registry, err := openRegistry()
 	if err != nil {
 		return err
 	}

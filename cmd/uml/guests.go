@@ -18,6 +18,7 @@ import (
 	"docker-usermode-linux/internal/control"
 	"docker-usermode-linux/internal/slirp"
 	"docker-usermode-linux/internal/supervisor"
+	"docker-usermode-linux/internal/userns"
 )
 
 // addOptions adds options of package command.
@@ -43,9 +44,15 @@ func (v optionValue) Type() string {
 	return v.Argument
 }
 
+// openRegistry opens the registry of this user, which is the same within a user namespace of his and without.
+func openRegistry() (control.Registry, error) {
+	user, _ := userns.Outside()
+	return control.OpenRegistry(user)
+}
+
 // find returns the guest of that name, or the only one if it is "".
 func find(name string) (control.Registry, control.Guest, error) {
-	registry, err := control.OpenRegistry()
+	registry, err := openRegistry()
 	if err != nil {
 		return registry, control.Guest{}, err
 	}
@@ -63,7 +70,7 @@ func first(args []string) string {
 
 // completeNames completes the names of guests.
 func completeNames(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	registry, err := control.OpenRegistry()
+	registry, err := openRegistry()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -185,7 +192,7 @@ func newPS() *cobra.Command {
 		Short: "List the guests that run",
 		Args:  arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			registry, err := control.OpenRegistry()
+			registry, err := openRegistry()
 			if err != nil {
 				return err
 			}
@@ -337,7 +344,7 @@ const noCode = -1
 
 // forEach does something to the guests of these names at the same time, and prints the name and the exit code of each.
 func forEach(names []string, do func(*control.Process) (int, error)) error {
-	registry, err := control.OpenRegistry()
+	registry, err := openRegistry()
 	if err != nil {
 		return err
 	}

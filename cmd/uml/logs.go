@@ -14,8 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-
-	"docker-usermode-linux/internal/control"
 )
 
 // followPoll is how often a log is looked at for more.
@@ -32,7 +30,7 @@ func newLogs() *cobra.Command {
 		Args:              arguments(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			registry, err := control.OpenRegistry()
+			registry, err := openRegistry()
 			if err != nil {
 				return err
 			}

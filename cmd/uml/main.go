@@ -126,7 +126,7 @@ func newRoot() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add(groupGuests, newUp(), newRun(), newRootfs(rootfsTools))
+	add(groupGuests, newUp(), newRun(), newRootfs())
 	add(groupAsk, newPS(), newExec(), newStop(), newKill(), newLogs(), newStatus(), newNet())
 	add("", newVersion(), newMan())
 	return root

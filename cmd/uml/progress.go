@@ -6,61 +6,58 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
+
+	"docker-usermode-linux/internal/image"
 )
 
-// progress is told how far long work is, one part of it after the other.
-type progress interface {
-	// Begin begins a part: what it is in a word or two, and its size in bytes, -1 if that is not known.
-	Begin(what string, size int64)
-	// Add is called when n more bytes are done.
-	Add(n int)
-	// End ends the last part.
-	End()
-}
-
-// newProgress shows progress on a terminal, and nothing elsewhere.
-func newProgress(w *os.File) progress {
+// newProgress shows on a terminal how far long work is, and nothing elsewhere. end takes it off the screen.
+func newProgress(w *os.File) (report image.Progress, end func()) {
 	if !term.IsTerminal(int(w.Fd())) {
-		return noProgress{}
+		return nil, func() {}
 	}
-	return &bar{w: w}
+	b := &bar{w: w}
+	return b.report, b.end
 }
 
+// bar shows one piece of work after the other.
 type bar struct {
-	w   io.Writer
-	bar *progressbar.ProgressBar
+	w    io.Writer
+	what string
+	bar  *progressbar.ProgressBar // nil: nothing is shown
 }
 
-func (b *bar) Begin(what string, size int64) {
-	b.End()
-	b.bar = progressbar.NewOptions64(size, progressbar.OptionSetWriter(b.w), progressbar.OptionSetDescription(what),
-		progressbar.OptionShowBytes(true), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
-}
-
-func (b *bar) Add(n int) {
-	if b.bar != nil {
-		_ = b.bar.Add(n) // a bar that cannot be drawn stops no work
+// report implements image.Progress.
+func (b *bar) report(done, total int64, what string) {
+	if b.bar == nil || b.what != what {
+		b.end()
+		b.what = what
+		b.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(b.w), progressbar.OptionSetDescription(what),
+			progressbar.OptionShowBytes(true), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
 	}
+	_ = b.bar.Set64(done) // a bar that cannot be drawn stops no work
 }
 
-func (b *bar) End() {
+func (b *bar) end() {
 	if b.bar != nil {
 		_ = b.bar.Finish()
 		b.bar = nil
 	}
 }
 
-// noProgress shows nothing.
-type noProgress struct{}
+// counter reports what is read through it.
+type counter struct {
+	r      io.Reader
+	report image.Progress // nil: to nobody
+	total  int64
+	done   int64
+	what   string
+}
 
-func (noProgress) Begin(string, int64) {}
-func (noProgress) Add(int)             {}
-func (noProgress) End()                {}
-
-// barWriter counts what is written.
-type barWriter struct{ progress }
-
-func (w barWriter) Write(p []byte) (int, error) {
-	w.Add(len(p))
-	return len(p), nil
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.done += int64(n)
+	if c.report != nil {
+		c.report(min(c.done, c.total), c.total, c.what)
+	}
+	return n, err
 }

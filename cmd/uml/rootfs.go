@@ -5,59 +5,68 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"docker-usermode-linux/internal/config"
+	"docker-usermode-linux/internal/disk"
+	"docker-usermode-linux/internal/image"
 	debian "docker-usermode-linux/rootfs/debian"
 )
 
-// rootfsMaker puts root file systems where a guest can have them. What fails leaves nothing there.
-type rootfsMaker interface {
-	// Import unpacks a tar archive, which may be compressed, or be what docker save or docker export wrote.
-	Import(ctx context.Context, archive io.Reader, to rootfsTarget, report progress) error
-	// Pull unpacks an image of a registry.
-	Pull(ctx context.Context, image string, to rootfsTarget, report progress) error
-	// Remove deletes a directory with files of other owners, too, or an image of a disk.
-	Remove(ctx context.Context, path string) error
-}
-
 // rootfsTarget is where a root file system goes.
 type rootfsTarget struct {
-	// Path is absolute; nothing is there.
+	// Path is absolute; nothing is there, or an empty directory where it is to be one.
 	Path string
-	// DiskSize is the size of a disk image in bytes; 0 is a directory.
-	DiskSize uint64
+	// Disk is an image of a disk, of Size bytes if that is not 0.
+	Disk bool
+	Size int64
+	// Owner says that the files in a directory get the owners that the archive names.
+	Owner bool
 }
 
-// rootfsTools does it.
-var rootfsTools rootfsMaker = missingMaker{}
+// rootfsSource opens what a root file system is made of.
+type rootfsSource func(context.Context, image.Options) (*image.Source, error)
 
-// missingMaker is in a program that was built without.
-type missingMaker struct{}
-
-var errMissingMaker = errors.New("this program was built without what unpacks and removes root file systems")
-
-func (missingMaker) Import(context.Context, io.Reader, rootfsTarget, progress) error {
-	return errMissingMaker
+// make makes the root file system. What fails leaves nothing there.
+func (to rootfsTarget) make(ctx context.Context, open rootfsSource) error {
+	report, end := newProgress(os.Stderr)
+	defer end()
+	source, err := open(ctx, image.Options{Progress: report})
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	archive, err := source.Tar(ctx)
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	if to.Disk {
+		counted := &counter{r: archive, report: report, total: source.Size(), what: "unpacking"}
+		return disk.Create(ctx, to.Path, disk.Options{Tar: counted, Size: to.Size})
+	}
+	_, err = image.Unpack(ctx, archive, to.Path, image.UnpackOptions{Owner: to.Owner, Total: source.Size(), Progress: report})
+	return err
 }
-
-func (missingMaker) Pull(context.Context, string, rootfsTarget, progress) error {
-	return errMissingMaker
-}
-
-func (missingMaker) Remove(context.Context, string) error { return errMissingMaker }
 
 // targetFlags are those of commands that make a root file system.
-type targetFlags struct{ size string }
+type targetFlags struct {
+	size string
+	own  ownership
+}
 
 func (t *targetFlags) add(flags *pflag.FlagSet) {
-	flags.StringVar(&t.size, "size", "", "make a disk image of that `SIZE`, such as 4G, in the place of a directory")
+	flags.StringVar(&t.size, "size", "", "make a disk image of that `SIZE`, such as 4G; default for one is twice the content, and 2G at least")
+	t.own.addTo(flags, true)
 }
 
 // target checks what was given. Nothing is overwritten.
@@ -65,100 +74,149 @@ func (t *targetFlags) target(path string) (rootfsTarget, error) {
 	to := rootfsTarget{}
 	var err error
 	if t.size != "" {
-		if to.DiskSize, err = config.ParseSize(t.size); err != nil {
+		if to.Size, err = parseDiskSize(t.size); err != nil {
 			return to, usageError(fmt.Errorf("--size=%q: %w", t.size, err))
 		}
 	}
 	if to.Path, err = filepath.Abs(path); err != nil {
 		return to, err
 	}
-	switch entries, err := os.ReadDir(to.Path); {
-	case errors.Is(err, os.ErrNotExist):
-	case err == nil && len(entries) == 0 && to.DiskSize == 0:
-	default:
-		return to, fmt.Errorf("%s is there already: remove it with uml rootfs rm, or choose another place", to.Path)
-	}
-	return to, nil
+	return to, to.free()
 }
 
-func newRootfs(tools rootfsMaker) *cobra.Command {
+// parseDiskSize reads a size in bytes.
+func parseDiskSize(text string) (int64, error) {
+	size, err := config.ParseSize(text)
+	return int64(size), err // ParseSize stays below 1<<63
+}
+
+// free is an error unless the target may be made.
+func (to rootfsTarget) free() error {
+	switch entries, err := os.ReadDir(to.Path); {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err == nil && len(entries) == 0 && !to.Disk && to.Size == 0:
+		return nil
+	case err == nil && len(entries) == 0:
+		return fmt.Errorf("%s is there already, a directory, and is to be a disk image: choose another place, or --ownership=%s "+
+			"for a directory all the same", to.Path, ownPlain)
+	}
+	return fmt.Errorf("%s is there already: remove it with uml rootfs rm, or choose another place", to.Path)
+}
+
+// make makes a root file system at path, of what open opens. argv executes the same once more.
+func (t *targetFlags) make(ctx context.Context, path string, argv []string, open rootfsSource) error {
+	to, err := t.target(path)
+	if err != nil {
+		return err
+	}
+	note, err := ownTarget(ctx, &to, t.own, argv)
+	if err != nil {
+		return err
+	}
+	if err := to.free(); err != nil {
+		return err
+	}
+	if note != "" {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", program, note)
+	}
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	return to.make(ctx, open)
+}
+
+const aboutTarget = "TARGET is a directory, or a disk image: where --size is given or its name ends in .img, .ext4 or .raw, and " +
+	"where\nfiles in a directory could not have their owners, for want of subordinate ids. It is for --rootfs of up and run\n" +
+	"in either case."
+
+func newRootfs() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rootfs",
 		Short: "Make and remove root file systems",
+		Long:  "Make and remove root file systems.\n" + aboutTarget,
 		Args:  arguments(cobra.NoArgs),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCreate(tools), newImport(tools), newPull(tools), newRemove(tools))
+	cmd.AddCommand(newCreate(), newImport(), newPull(), newGrow(), newRemove())
 	return cmd
 }
 
-func newImport(tools rootfsMaker) *cobra.Command {
+func newImport() *cobra.Command {
 	var flags targetFlags
+	var which string
 	cmd := &cobra.Command{
-		Use:     "import TAR|- TARGET",
-		Short:   "Unpack an archive: of docker export, docker save, mmdebstrap",
+		Use:   "import [OPTION]... TAR|- TARGET",
+		Short: "Unpack an archive: of docker export, docker save, mmdebstrap",
+		Long: "Unpack a tar archive of a root file system, compressed or not, or the image in what docker save writes, or in an OCI\n" +
+			"layout, a directory or a tar.\n" + aboutTarget,
 		Example: "  docker export CONTAINER | uml rootfs import - ./root\n  uml rootfs import --size 4G root.tar.xz disk.img",
 		Args:    arguments(cobra.ExactArgs(2)),
+
+		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			to, err := flags.target(args[1])
-			if err != nil {
-				return err
-			}
-			archive, size := os.Stdin, int64(-1)
-			if args[0] != "-" {
-				if archive, err = os.Open(args[0]); err != nil {
-					return fmt.Errorf("open the archive: %w", err)
-				}
-				defer archive.Close()
-				if info, err := archive.Stat(); err == nil && info.Mode().IsRegular() {
-					size = info.Size()
-				}
-			}
-			bar := newProgress(os.Stderr)
-			defer bar.End()
-			bar.Begin("unpacking", size)
-			return tools.Import(cmd.Context(), io.TeeReader(archive, barWriter{bar}), to, noProgress{})
+			return flags.make(cmd.Context(), args[1], os.Args, func(ctx context.Context, o image.Options) (*image.Source, error) {
+				o.Image = which
+				return image.Open(ctx, args[0], o)
+			})
 		},
 	}
 	flags.add(cmd.Flags())
+	cmd.Flags().StringVar(&which, "image", "", "`NAME`, tag or digest of the image, in an archive with several")
 	return cmd
 }
 
-func newPull(tools rootfsMaker) *cobra.Command {
+func newPull() *cobra.Command {
 	var flags targetFlags
 	cmd := &cobra.Command{
-		Use:     "pull IMAGE TARGET",
-		Short:   "Unpack a container image from a registry",
+		Use:   "pull [OPTION]... IMAGE TARGET",
+		Short: "Unpack a container image from a registry",
+		Long: "Unpack a container image from a registry, with the credentials of docker login. uml run then runs it as docker run\n" +
+			"does: its command, user, directory and environment.\n" + aboutTarget,
 		Example: "  uml rootfs pull alpine ./alpine && uml run --rootfs ./alpine apk info",
 		Args:    arguments(cobra.ExactArgs(2)),
+
+		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			to, err := flags.target(args[1])
-			if err != nil {
-				return err
-			}
-			bar := newProgress(os.Stderr)
-			defer bar.End()
-			return tools.Pull(cmd.Context(), args[0], to, bar)
+			return flags.make(cmd.Context(), args[1], os.Args, func(ctx context.Context, o image.Options) (*image.Source, error) {
+				return image.Pull(ctx, args[0], o)
+			})
 		},
 	}
 	flags.add(cmd.Flags())
 	return cmd
 }
 
-func newRemove(tools rootfsMaker) *cobra.Command {
+func newGrow() *cobra.Command {
+	return &cobra.Command{
+		Use:     "grow IMAGE SIZE",
+		Short:   "Make a disk image larger, and the file system on it",
+		Example: "  uml rootfs grow disk.img 8G",
+		Args:    arguments(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			size, err := parseDiskSize(args[1])
+			if err != nil {
+				return usageError(fmt.Errorf("%q: %w", args[1], err))
+			}
+			return disk.Grow(cmd.Context(), args[0], size)
+		},
+	}
+}
+
+func newRemove() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm TARGET...",
 		Short: "Remove root file systems, with files of any owner",
 		Args:  arguments(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			var noIDs error
+			if slices.ContainsFunc(args, isDir) {
+				noIDs = enter(cmd.Context(), os.Args)
+			}
 			var errs []error
 			for _, arg := range args {
-				path, err := filepath.Abs(arg)
-				if err == nil {
-					err = inUse(path)
-				}
-				if err == nil {
-					err = tools.Remove(cmd.Context(), path)
+				err := remove(arg)
+				if errors.Is(err, fs.ErrPermission) && noIDs != nil {
+					err = fmt.Errorf("%w: %w, and %w", err, errOthersFiles, noIDs)
 				}
 				if err != nil {
 					errs = append(errs, fmt.Errorf("remove %s: %w", arg, err))
@@ -169,12 +227,48 @@ func newRemove(tools rootfsMaker) *cobra.Command {
 	}
 }
 
+// remove removes a root file system, and nothing else.
+func remove(path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if err := inUse(path); err != nil {
+		return err
+	}
+	switch {
+	case info.IsDir():
+		if !image.LooksLikeRoot(path) {
+			return errors.New("it does not look like a root file system")
+		}
+		return image.Remove(path)
+	case !info.Mode().IsRegular():
+		return errors.New("it is neither a directory nor a file")
+	}
+	if err := disk.Check(path); err != nil {
+		return err
+	}
+	held, err := disk.Lock(path)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	return os.Remove(path)
+}
+
 // inUse is an error when a guest runs on a root file system.
 func inUse(path string) error {
-	registry, _, err := find("")
-	guests, listErr := registry.Guests()
-	if listErr != nil {
-		return errors.Join(err, listErr)
+	registry, err := openRegistry()
+	if err != nil {
+		return err
+	}
+	guests, err := registry.Guests()
+	if err != nil {
+		return err
 	}
 	for _, g := range guests {
 		if g.Rootfs == path || g.Disk == path {
@@ -187,7 +281,7 @@ func inUse(path string) error {
 // Ways of mmdebstrap to make a system as a normal user; auto is its own choice.
 var createModes = []string{"auto", "unshare", "fakechroot"}
 
-func newCreate(tools rootfsMaker) *cobra.Command {
+func newCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Make a root file system from a distribution's packages",
@@ -200,17 +294,13 @@ func newCreate(tools rootfsMaker) *cobra.Command {
 		Use:   "debian TARGET",
 		Short: "Make the default guest's Debian, by mmdebstrap",
 		Long: "Make a Debian system with systemd and an SSH server, the same as in the container image, by mmdebstrap(1), which\n" +
-			"has to be installed. As a normal user it needs either subordinate user ids (uidmap) or fakechroot.",
+			"has to be installed. As a normal user it needs either subordinate user ids (uidmap) or fakechroot.\n" + aboutTarget,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !slices.Contains(createModes, mode) {
 				return flagError(cmd, fmt.Errorf("--mode=%q: write auto, unshare or fakechroot", mode))
 			}
-			to, err := flags.target(args[0])
-			if err != nil {
-				return err
-			}
-			return createDebian(cmd.Context(), tools, to, debianOptions{suite, mode, mirror})
+			return createDebian(cmd.Context(), &flags, args[0], debianOptions{suite, mode, mirror})
 		},
 	}
 	deb.Flags().StringVar(&suite, "suite", debian.Suite, "Debian's `SUITE`")
@@ -227,42 +317,64 @@ type debianOptions struct{ suite, mode, mirror string }
 var errNoMmdebstrap = errors.New("mmdebstrap is not installed. On Debian and its relatives: apt install mmdebstrap uidmap. " +
 	"Elsewhere take a system from an image: uml rootfs pull IMAGE TARGET, or docker export CONTAINER | uml rootfs import - TARGET")
 
-// createDebian has mmdebstrap write an archive, which is imported as any other.
-func createDebian(ctx context.Context, tools rootfsMaker, to rootfsTarget, o debianOptions) error {
+// createDebian has mmdebstrap write an archive, which is imported as any other. That is done outside of a namespace of ours, as
+// mmdebstrap makes its own.
+func createDebian(ctx context.Context, flags *targetFlags, path string, o debianOptions) error {
+	if _, err := flags.target(path); err != nil { // what takes a minute is not done in vain
+		return err
+	}
+	archive, err := debootstrap(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	// The archive is standard input of whoever imports it, this process or the one that it becomes.
+	if err := unix.Dup2(int(archive.Fd()), int(os.Stdin.Fd())); err != nil {
+		return err
+	}
+	argv := []string{os.Args[0], "rootfs", "import", "--ownership", flags.own.value, "--size", flags.size, "--", "-", path}
+	return flags.make(ctx, path, argv, func(ctx context.Context, o image.Options) (*image.Source, error) {
+		return image.Open(ctx, "-", o)
+	})
+}
+
+// debootstrap returns the archive, a file without a name.
+func debootstrap(ctx context.Context, o debianOptions) (*os.File, error) {
 	path, err := exec.LookPath("mmdebstrap")
 	if err != nil {
-		return errNoMmdebstrap
+		return nil, errNoMmdebstrap
 	}
 	recipe, err := os.MkdirTemp("", "uml-recipe-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer os.RemoveAll(recipe)
 	if err := debian.Write(recipe); err != nil {
-		return fmt.Errorf("write the recipe: %w", err)
+		return nil, fmt.Errorf("write the recipe: %w", err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path, mmdebstrapArgs(recipe, o)...)
-	cmd.Stderr = os.Stderr // its progress, and what went wrong
-	archive, err := cmd.StdoutPipe()
+	// mmdebstrap reads it as another user.
+	if err := os.Chmod(recipe, 0o755); err != nil {
+		return nil, err
+	}
+	archive, err := os.CreateTemp("", "uml-archive-")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start mmdebstrap: %w", err)
+	if err := os.Remove(archive.Name()); err != nil {
+		return nil, errors.Join(err, archive.Close())
 	}
-	if err := tools.Import(ctx, archive, to, noProgress{}); err != nil {
-		cancel()
-		_ = cmd.Wait() // it was ended
-		return err
-	}
-	if err := cmd.Wait(); err != nil {
+	cmd := exec.CommandContext(ctx, path, mmdebstrapArgs(recipe, o)...)
+	cmd.Stdout = archive
+	cmd.Stderr = os.Stderr // its progress, and what went wrong
+	if err := cmd.Run(); err != nil {
 		err = fmt.Errorf("mmdebstrap: %w; as a normal user it needs the package uidmap and lines for the user in /etc/subuid and "+
 			"/etc/subgid, or the packages fakechroot and fakeroot (--mode=fakechroot)", err)
-		return errors.Join(err, tools.Remove(ctx, to.Path)) // an archive that ended early may look like a whole one
+		return nil, errors.Join(err, archive.Close())
 	}
-	return nil
+	if _, err := archive.Seek(0, io.SeekStart); err != nil {
+		return nil, errors.Join(err, archive.Close())
+	}
+	return archive, nil
 }
 
 // mmdebstrapArgs have it make the default guest by the recipe, and write it to stdout as an archive.

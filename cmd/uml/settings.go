@@ -37,8 +37,8 @@ type setting struct {
 
 // settings are all that a guest has. The names of the options are derived from the variables'.
 var settings = []setting{
-	{"ROOTFS", "", pathKind, "DIR", "directory that is the guest's root file system"},
-	{"DISK", "", pathKind, "FILE", "disk image or block device that has it, instead"},
+	{"ROOTFS", "", pathKind, "DIR", "directory with the guest's root file system, or a disk image that has it"},
+	{"DISK", "", pathKind, "FILE", "disk image or block device, the same"},
 	{"EPHEMERAL", "", toggleKind, "on|off", "keep nothing of what the guest writes"},
 	{"MEM", "m", plainKind, "SIZE", "the guest's RAM, such as 512M; default 256M"},
 	{"CPUS", "", plainKind, "N", "number of its CPUs; default auto: as many as we may use, 8 at most"},
@@ -114,6 +114,28 @@ func (all guestSettings) given(variable string) bool {
 	return slices.ContainsFunc(all, func(v *settingValue) bool { return v.variable == variable && v.given })
 }
 
+// root is where the guest's root file system is, as far as that was given.
+func (all guestSettings) root() string {
+	values := map[string]string{"ROOTFS": os.Getenv("ROOTFS"), "DISK": os.Getenv("DISK")}
+	for _, v := range all {
+		if v.given {
+			values[v.variable] = v.text
+		}
+	}
+	return cmp.Or(values["DISK"], values["ROOTFS"])
+}
+
+// diskForRootfs takes a file in the place of the directory for what it is, so that a root file system has one option,
+// whatever holds it.
+func diskForRootfs(names config.Names) error {
+	path := os.Getenv("ROOTFS")
+	if info, err := os.Stat(path); err != nil || info.IsDir() || os.Getenv("DISK") != "" {
+		return nil // what is wrong is told later
+	}
+	names["DISK"] = names.Of("ROOTFS")
+	return errors.Join(os.Setenv("DISK", path), os.Unsetenv("ROOTFS"))
+}
+
 // apply makes the options variables, and returns what the user calls each setting: as he gave it, by an option before
 // all.
 func (all guestSettings) apply() (config.Names, error) {
@@ -139,6 +161,9 @@ const defaultPorts = "127.0.0.1:2222:22"
 func (all guestSettings) load(defaults func() map[string]string) (config.Config, error) {
 	names, err := all.apply()
 	if err != nil {
+		return config.Config{}, err
+	}
+	if err := diskForRootfs(names); err != nil {
 		return config.Config{}, err
 	}
 	command.SetDefaults(defaults())

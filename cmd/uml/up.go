@@ -31,7 +31,11 @@ func newUp() *cobra.Command {
 			case uml.IsQuery(args):
 				return query(b.settings, args)
 			}
-			job := supervisor.Job{Args: args}
+			notes, err := ownGuest(cmd.Context(), b.settings.root(), b.own)
+			if err != nil {
+				return err
+			}
+			job := supervisor.Job{Args: args, Notes: notes}
 			if link := detachedLink(); link != nil {
 				return b.bootDetached(job, link)
 			}
@@ -88,17 +92,27 @@ func newRun() *cobra.Command {
 			if _, err := guest.TTY(); err != nil {
 				return flagError(cmd, err)
 			}
+			notes, err := ownGuest(cmd.Context(), b.settings.root(), b.own)
+			if err != nil {
+				return err
+			}
 			cfg, err := b.settings.load(runDefaults)
 			if err != nil {
 				return usageError(err)
 			}
-			if err := withImage(&guest.Command, cfg.Rootfs, cmd.Flags().Changed("entrypoint"), entrypoint); err != nil {
+			image, unknown, err := readImageConfig(cmd.Context(), cfg)
+			if err != nil {
 				return err
 			}
+			if unknown != nil {
+				notes = append(notes, supervisor.Note{Text: unknown.Error(), Warning: true})
+			}
+			withImage(&guest.Command, image, cmd.Flags().Changed("entrypoint"), entrypoint)
 			job, err := guest.Job()
 			if err != nil {
 				return err
 			}
+			job.Notes = notes
 			return b.boot(job, cfg)
 		},
 	}

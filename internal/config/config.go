@@ -285,7 +285,7 @@ func (env environment) parse(o Options) (Config, error) {
 		path                   *string
 	}{
 		{"ROOTFS", env.Rootfs, defaultRootfs, parseArgPath, &c.Rootfs},
-		{"DISK", env.Disk, "", parseArgPath, &c.Disk},
+		{"DISK", env.Disk, "", parseDiskPath, &c.Disk},
 		{"KERNEL", env.Kernel, defaultKernel, parsePath, &c.Kernel},
 		{"INITRAMFS", env.Initramfs, defaultInitramfs, parsePath, &c.Initramfs},
 	} {
@@ -423,6 +423,14 @@ func parseArgPath(s string) (string, error) {
 			"rename the directory")
 	}
 	return parsePath(s)
+}
+
+// parseDiskPath is parseArgPath for the kernel's disk driver.
+func parseDiskPath(s string) (string, error) {
+	if strings.Contains(s, ":") {
+		return "", errors.New("has a colon in it, which the kernel takes for the end of the name; rename the file or its directory")
+	}
+	return parseArgPath(s)
 }
 
 func parsePath(s string) (string, error) {

@@ -97,12 +97,13 @@ func (g Guest) Client(ctx context.Context) (*Client, error) {
 // Registry is where the guests of a user are known by their names.
 type Registry struct{ dir string }
 
-// OpenRegistry returns the registry of this user, which is in the directory that a login gets for what runs, or else in
-// one of his own below TMPDIR.
-func OpenRegistry() (Registry, error) {
-	uid := os.Geteuid()
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("%s-%d", registryDirName, uid))
-	for _, place := range []string{os.Getenv("XDG_RUNTIME_DIR"), fmt.Sprintf("/run/user/%d", uid)} {
+// OpenRegistry returns the registry of a user, which is in the directory that a login gets for what runs, or else in
+// one of his own below TMPDIR. It is the user of this process, by the number that he has for all processes of his, in
+// whichever user namespace they are.
+func OpenRegistry(user int) (Registry, error) {
+	uid := os.Geteuid() // as this process sees owners
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("%s-%d", registryDirName, user))
+	for _, place := range []string{os.Getenv("XDG_RUNTIME_DIR"), fmt.Sprintf("/run/user/%d", user)} {
 		// One that is somebody else's came along with su(1).
 		if place != "" && owned(place, uid) == nil {
 			dir = filepath.Join(place, registryDirName)

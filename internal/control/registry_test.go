@@ -18,7 +18,7 @@ import (
 func registry(t *testing.T) Registry {
 	t.Helper()
 	place(t)
-	r, err := OpenRegistry()
+	r, err := OpenRegistry(os.Geteuid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func TestLongPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("XDG_RUNTIME_DIR", dir)
-	r, err := OpenRegistry()
+	r, err := OpenRegistry(os.Geteuid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func TestRegistryPlace(t *testing.T) {
 	}
 	t.Setenv("XDG_RUNTIME_DIR", filepath.Join(base, "none"))
 	t.Setenv("TMPDIR", base)
-	r, err := OpenRegistry()
+	r, err := OpenRegistry(os.Geteuid())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 
@@ -41,17 +42,16 @@ const (
 // as long as it is large, unless the host's file system shares blocks (FICLONE), which ext4 does not. In the guest, an
 // overlay or a dm-snapshot would be seen by it, and would have to be set up before its root is mounted.
 func Ephemeral(image, name, dir string) (*os.File, error) {
-	info, err := os.Stat(image)
+	mtime, size, err := look(image)
 	if err != nil {
 		return nil, fmt.Errorf("ephemeral disk: %w", err)
 	}
 	header := cowHeader{
-		Magic: cowMagic, Version: cowVersion, Mtime: uint32(info.ModTime().Unix()), Size: uint64(info.Size()),
-		Sector: cowSector, Alignment: cowAlignment,
+		Magic: cowMagic, Version: cowVersion, Mtime: mtime, Size: uint64(size), Sector: cowSector, Alignment: cowAlignment,
 	}
 	// The driver has an int for the bitmap's end.
-	end, total := cowSizes(info.Size())
-	if !info.Mode().IsRegular() || info.Size() == 0 || end > math.MaxInt32 {
+	end, total := cowSizes(size)
+	if size == 0 || end > math.MaxInt32 {
 		return nil, fmt.Errorf("ephemeral disk: %s is no image", image)
 	}
 	if copy(header.Backing[:len(header.Backing)-1], name) < len(name) || name == "" {
@@ -67,6 +67,24 @@ func Ephemeral(image, name, dir string) (*os.File, error) {
 		return nil, fmt.Errorf("ephemeral disk: %w", err)
 	}
 	return f, nil
+}
+
+// look returns what the driver compares: the time when an image or a block device was written to, and its size.
+func look(image string) (mtime uint32, size int64, err error) {
+	f, err := os.Open(image)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	if info.Mode().IsDir() {
+		return 0, 0, nil
+	}
+	size, err = f.Seek(0, io.SeekEnd)
+	return uint32(info.ModTime().Unix()), size, err
 }
 
 // cowSizes tells where the sectors start and what the whole file's size is (cow_sizes in the same file).

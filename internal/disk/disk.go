@@ -73,7 +73,7 @@ func Create(ctx context.Context, path string, o Options) error {
 }
 
 func create(ctx context.Context, path string, o Options) error {
-	t, err := findTools("mke2fs", "debugfs", "e2fsck")
+	t, err := findTools(createTools...)
 	if err != nil {
 		return err
 	}

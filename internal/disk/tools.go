@@ -21,6 +21,15 @@ const fsckCorrected = 1
 // tools are the paths of programs, by name.
 type tools map[string]string
 
+// Usable is an error that wraps ErrNoTools where a program is missing that Create needs.
+func Usable() error {
+	_, err := findTools(createTools...)
+	return err
+}
+
+// createTools are what Create runs.
+var createTools = []string{"mke2fs", "debugfs", "e2fsck"}
+
 // findTools looks in PATH and where a plain user's PATH often does not lead.
 func findTools(names ...string) (tools, error) {
 	t := tools{}
@@ -43,12 +52,15 @@ func findTools(names ...string) (tools, error) {
 	return t, nil
 }
 
-// run runs a program in a directory and returns what it says on standard error. Nothing of our environment is passed on:
-// much of it changes what e2fsprogs makes (MKE2FS_CONFIG, SOURCE_DATE_EPOCH, …).
+// toolEnv is all of the environment that the programs get: much of ours would change what e2fsprogs makes (MKE2FS_CONFIG,
+// SOURCE_DATE_EPOCH, …).
+var toolEnv = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "TZ=UTC"}
+
+// run runs a program in a directory and returns what it says on standard error.
 func (t tools) run(ctx context.Context, dir, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, t[name], args...)
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "TZ=UTC"}
+	cmd.Env = toolEnv
 	var out, complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	if err := cmd.Run(); err != nil {

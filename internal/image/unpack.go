@@ -148,7 +148,7 @@ func prepareTarget(dir string, replace bool) (string, error) {
 	case empty:
 	case !replace:
 		return "", fmt.Errorf("%s is not empty: name another directory", dir)
-	case !looksLikeRoot(target):
+	case !LooksLikeRoot(target):
 		return "", fmt.Errorf("%s is not empty, and not replaced because it does not look like a root file system", dir)
 	}
 	return target, nil
@@ -174,8 +174,8 @@ func isEmpty(dir string) (bool, error) {
 	return false, err
 }
 
-// looksLikeRoot keeps somebody's home from being replaced by a mistake.
-func looksLikeRoot(dir string) bool {
+// LooksLikeRoot keeps somebody's home from being replaced or removed by a mistake.
+func LooksLikeRoot(dir string) bool {
 	for _, all := range [][]string{{runconfig.File}, {"etc", "usr"}, {"etc", "bin"}} {
 		if !slices.ContainsFunc(all, func(name string) bool {
 			_, err := os.Lstat(filepath.Join(dir, name))

@@ -64,6 +64,15 @@ type Job struct {
 	// Started, unless it is nil, is called once at the first boot: all ports are bound, and the kernel has come far enough
 	// to report something, or has run for foreignInitGrace without.
 	Started func()
+	// Notes are said in the log before all else.
+	Notes []Note
+}
+
+// Note is something about the guest that was found out before it was booted.
+type Note struct {
+	Text string
+	// Warning says that the user may not have meant it.
+	Warning bool
 }
 
 // Command is the one command that a guest is run for.
@@ -192,6 +201,11 @@ func run(
 	if err != nil {
 		return failed, err
 	}
+	root, err := openDisk(cfg, uml.ReadOnly(job.Args), dir)
+	if err != nil {
+		return failed, err
+	}
+	defer root.close()
 	options := uml.Options{
 		Path:       cfg.Kernel,
 		Mem:        cfg.Mem,
@@ -200,7 +214,8 @@ func run(
 		Place:      cfg.CPUPlacement,
 		HostFS:     hostFS,
 		Disk:       cfg.Disk,
-		DiskRead:   cfg.Ephemeral,
+		DiskRead:   uml.ReadOnly(job.Args),
+		Changes:    root.changes,
 		Dir:        dir,
 		ID:         umlID,
 		Notify:     notifications.Path(),
@@ -312,6 +327,13 @@ func leaveCPU() {
 
 // warn names what the user may not have meant.
 func warn(cfg config.Config, job Job, log zerolog.Logger) {
+	for _, note := range job.Notes {
+		level := zerolog.InfoLevel
+		if note.Warning {
+			level = zerolog.WarnLevel
+		}
+		log.WithLevel(level).Msg(note.Text)
+	}
 	mem := cfg.Mem
 	if n, ok := uml.MemArg(job.Args); ok {
 		mem = n
@@ -354,7 +376,7 @@ func bootSettings(cfg config.Config, job Job, log zerolog.Logger) boot.Settings 
 		AuthorizedKeys:  cfg.AuthorizedKeys,
 		NoInit:          job.Command != nil && !job.Command.Init,
 		SSH:             forwardsTCP(cfg.Ports, sshPort),
-		Ephemeral:       cfg.Ephemeral,
+		Ephemeral:       cfg.Ephemeral && cfg.Disk == "", // a disk's changes are kept from it by the kernel
 	}
 	if cfg.PasswordDefault && job.Command != nil {
 		// Nobody asked for a login, and nobody was warned of the public password: it is not written into the user's tree.

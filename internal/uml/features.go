@@ -96,7 +96,7 @@ func (f Features) Lacks() []string {
 		{[]string{"VIRTIO_UML", "VIRTIO_NET"}, "the guest has no network"},
 		{[]string{"VIRTIO_UML", "VIRTIO_CONSOLE"}, "no command can be run in the guest (exec, run), nor its health be told"},
 		{[]string{"VIRTIO_UML", "VIRTIO_BALLOON"}, "memory that the guest has used once is not given back"},
-		{[]string{"OVERLAY_FS", "TMPFS"}, "EPHEMERAL is not possible"},
+		{[]string{"OVERLAY_FS", "TMPFS"}, "EPHEMERAL needs a disk (DISK)"},
 	} {
 		var missing []string
 		for _, option := range need.options {

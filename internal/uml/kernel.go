@@ -41,9 +41,7 @@ func Start(o Options) (*Kernel, error) {
 	args := o.Cmdline()
 	cmd := exec.Command(o.Path, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = o.Console, o.Console, o.Stderr
-	if o.Initramfs != nil {
-		cmd.ExtraFiles = []*os.File{o.Initramfs} // initramfsFD
-	}
+	cmd.ExtraFiles = o.files() // from firstFD on
 	// PATH only keeps UML from making one up. TMPDIR and the like would lead its RAM to a disk.
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/", "TERM=linux"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}

@@ -3,7 +3,7 @@
 // killed. It knows neither what the guest runs nor who is at the other end of its network.
 //
 // The files that the kernel inherits, and their numbers: the console as 0 and 1, its diagnostics as 2, then, as
-// far as given, the initramfs.
+// far as given, the initramfs and the changes to the disk.
 package uml
 
 import (
@@ -61,6 +61,8 @@ type Options struct {
 	// for reading only.
 	Disk     string
 	DiskRead bool
+	// Changes gets what the guest writes to Disk, which is only read then (package disk, Ephemeral).
+	Changes *os.File
 	// Dir is a writable directory for the pid file and the management console's socket, which is
 	// Dir/ID/mconsole. With Dir unset the kernel would take ~/.uml, and hang where that cannot be written.
 	Dir, ID string
@@ -87,8 +89,18 @@ type Options struct {
 	Args []string
 }
 
-// initramfsFD is the number of the only file that the kernel inherits besides its standard streams.
-const initramfsFD = 3
+// firstFD is the number of the first file that the kernel inherits besides its standard streams.
+const firstFD = 3
+
+// files are those that it inherits besides these.
+func (o Options) files() []*os.File {
+	return slices.DeleteFunc([]*os.File{o.Initramfs, o.Changes}, func(f *os.File) bool { return f == nil })
+}
+
+// inherited is the path by which the kernel opens one of files.
+func (o Options) inherited(f *os.File) string {
+	return fmt.Sprintf("/proc/self/fd/%d", firstFD+slices.Index(o.files(), f))
+}
 
 // Cmdline returns the kernel's arguments, ours first. It has no side effects.
 func (o Options) Cmdline() []string {
@@ -110,6 +122,8 @@ func (o Options) Cmdline() []string {
 		add("hostfs=%s", o.HostFS)
 	}
 	switch {
+	case o.Disk != "" && o.Changes != nil:
+		add("ubd0=%s,%s", o.inherited(o.Changes), o.Disk)
 	case o.Disk != "" && o.DiskRead:
 		add("ubd0r=%s", o.Disk)
 	case o.Disk != "":
@@ -126,7 +140,7 @@ func (o Options) Cmdline() []string {
 		add("mconsole=notify:%s", o.Notify)
 	}
 	if o.Initramfs != nil {
-		add("initrd=/proc/self/fd/%d", initramfsFD)
+		add("initrd=%s", o.inherited(o.Initramfs))
 	}
 	if o.NIC != "" && !slices.ContainsFunc(o.Args, isVector) {
 		add("%s=%s:%d", virtioDevice, o.NIC, virtioNet)
@@ -184,6 +198,22 @@ func argKey(arg string) string {
 		return arg[:i]
 	}
 	return arg
+}
+
+// ReadOnly says whether args have the root file system mounted so: the last of several counts.
+func ReadOnly(args []string) bool {
+	is := false
+	for _, arg := range args {
+		switch arg {
+		case "ro":
+			is = true
+		case "rw":
+			is = false
+		case "--":
+			return is
+		}
+	}
+	return is
 }
 
 // MemArg finds the guest RAM in bytes that the last mem= of args asks for, with the kernel's own suffixes

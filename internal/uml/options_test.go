@@ -190,3 +190,20 @@ func TestIsQuery(t *testing.T) {
 		}
 	}
 }
+
+func TestReadOnly(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want bool
+	}{
+		{nil, false},
+		{[]string{"ro"}, true},
+		{[]string{"ro", "rw"}, false},
+		{[]string{"rw", "quiet", "ro"}, true},
+		{[]string{"--", "ro"}, false},
+	} {
+		if got := ReadOnly(test.args); got != test.want {
+			t.Errorf("ReadOnly(%q) = %v, want %v", test.args, got, test.want)
+		}
+	}
+}

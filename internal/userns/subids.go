@@ -148,3 +148,23 @@ func mapped(data []byte) uint64 {
 	}
 	return n
 }
+
+// outside tells what an id is outside, by a map of the kernel's; itself where that has none.
+func outside(data []byte, id int) int {
+	for line := range bytes.Lines(data) {
+		fields := strings.Fields(string(line))
+		if len(fields) != 3 {
+			continue
+		}
+		var n [3]int
+		valid := true
+		for i, field := range fields {
+			v, err := strconv.ParseUint(field, 10, 32)
+			n[i], valid = int(v), valid && err == nil
+		}
+		if first, out, count := n[0], n[1], n[2]; valid && id >= first && id-first < count {
+			return out + id - first
+		}
+	}
+	return id
+}

@@ -2,6 +2,7 @@ package userns
 
 import (
 	"fmt"
+	"os"
 	"reflect"
 	"testing"
 )
@@ -110,4 +111,28 @@ func FuzzSubIDs(f *testing.F) {
 			t.Fatalf("%d ids", next)
 		}
 	})
+}
+
+func TestOutside(t *testing.T) {
+	const entered = "         0       1001          1\n         1     100000      65536\n"
+	for _, test := range []struct {
+		text     string
+		id, want int
+	}{
+		{entered, 0, 1001},
+		{entered, 1, 100000},
+		{entered, 65536, 165535},
+		{entered, 65537, 65537},
+		{"         0          0 4294967295\n", 1000, 1000},
+		{"", 7, 7},
+		{"a b c\n0 5\n7 9 1\n", 7, 9},
+	} {
+		if got := outside([]byte(test.text), test.id); got != test.want {
+			t.Errorf("outside(%q, %d) = %d, want %d", test.text, test.id, got, test.want)
+		}
+	}
+	// The namespace of the test itself, whatever it is.
+	if uid, entered := Outside(); entered != (os.Geteuid() == 0 && uid != 0) {
+		t.Errorf("Outside() = %d, %v", uid, entered)
+	}
 }

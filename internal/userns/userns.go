@@ -81,6 +81,18 @@ func Find() (Mapping, error) {
 	return h.find()
 }
 
+// Outside tells which user this process belongs to outside of its user namespace, and whether it is root in there of a
+// plain user's, as after Enter: what is kept for each user by number goes by the id outside.
+func Outside() (uid int, entered bool) {
+	own := os.Geteuid()
+	data, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return own, false // a kernel without such namespaces
+	}
+	uid = outside(data, own)
+	return uid, own == 0 && uid != 0
+}
+
 // host is what Find depends on.
 type host struct {
 	root           string // of the files read
