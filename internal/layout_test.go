@@ -21,8 +21,9 @@ var imports = map[string][]string{
 	},
 	"cmd/guest": {"internal/agent", "internal/boot", "internal/rootfs"},
 	"cmd/uml": {
-		"internal/agent", "internal/builtin", "internal/command", "internal/config", "internal/control", "internal/slirp",
-		"internal/supervisor", "internal/uml", "rootfs/debian",
+		"internal/agent", "internal/builtin", "internal/command", "internal/config", "internal/control", "internal/disk",
+		"internal/image", "internal/image/runconfig", "internal/slirp", "internal/supervisor", "internal/uml", "internal/userns",
+		"rootfs/debian",
 	},
 	"internal/agent":   {},
 	"internal/attach":  {"internal/agent"},
@@ -47,7 +48,7 @@ var imports = map[string][]string{
 	"internal/slirp/slirptest": {"internal/vhostuser/vhostusertest"},
 	"internal/supervisor": {
 		"internal/agent", "internal/attach", "internal/balloon", "internal/boot", "internal/config", "internal/control",
-		"internal/mconsole", "internal/slirp", "internal/slirp/dns", "internal/uml", "internal/vport",
+		"internal/disk", "internal/mconsole", "internal/slirp", "internal/slirp/dns", "internal/uml", "internal/vport",
 	},
 	"internal/uml":                     {},
 	"internal/userns":                  {},

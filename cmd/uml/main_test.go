@@ -38,6 +38,7 @@ func TestScripts(t *testing.T) {
 			// The fake guest is of our own user, who may not be root.
 			env.Setenv("ME", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()))
 			env.Setenv("PORTS", "")
+			env.Setenv("OWNERSHIP", "plain") // whatever ids the user of the test has
 			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			// The path of a socket has 107 bytes at most, and the script's directory has many of them.
 			run, err := os.MkdirTemp("", "uml")

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -37,32 +37,32 @@ const (
 	ownPlain  = "plain"
 )
 
-// ownership is the value of --ownership, one of allowed.
-type ownership struct {
-	value   string
-	allowed []string
-}
+// ownershipVariable is the option, too.
+const ownershipVariable = "OWNERSHIP"
 
-func (o *ownership) String() string { return o.value }
-func (o *ownership) Type() string   { return strings.Join(o.allowed, "|") }
-
-func (o *ownership) Set(s string) error {
-	if !slices.Contains(o.allowed, s) {
-		return fmt.Errorf("write %s", strings.Join(o.allowed, ", "))
-	}
-	o.value = s
-	return nil
-}
+// ownership is how files get their owners, as the user wants it.
+type ownership struct{ given string }
 
 // addTo adds the option of commands that boot a guest, or with disk of those that make a root file system.
 func (o *ownership) addTo(flags *pflag.FlagSet, disk bool) {
-	o.value, o.allowed = ownAuto, []string{ownAuto, ownSubIDs, ownPlain}
-	about := "owners of the files in a directory: subordinate ids in a user namespace, or all the user's; default is the best that works"
+	about := "owners of the files in a directory: `auto`, subids or plain; default is the best that works"
 	if disk {
-		o.allowed = slices.Insert(o.allowed, 2, ownDisk)
-		about = "how files keep their owners: subordinate ids in a user namespace, a disk image, or not at all; default is the best that works"
+		about = "how files keep their owners: `auto`, subids, disk or plain; default is the best that works"
 	}
-	flags.Var(o, "ownership", about)
+	flags.StringVar(&o.given, "ownership", "", fmt.Sprintf("%s (%s)", about, ownershipVariable))
+}
+
+// value is what was given by the option, or else by the variable.
+func (o ownership) value() (string, error) {
+	all := []string{ownAuto, ownSubIDs, ownDisk, ownPlain}
+	name, value := "--ownership", o.given
+	if value == "" {
+		name, value = ownershipVariable, cmp.Or(os.Getenv(ownershipVariable), ownAuto)
+	}
+	if !slices.Contains(all, value) {
+		return "", usageError(fmt.Errorf("%s=%q: write %s", name, value, strings.Join(all, ", ")))
+	}
+	return value, nil
 }
 
 // enter makes this process one that can give a file to any owner: unless it can already, the program is executed anew, with
@@ -82,15 +82,19 @@ const orDisk = "or keep it on a disk image, which needs none of that (uml rootfs
 
 // ownGuest sees to the owners of a guest's files, before anything else is done. It returns what there is to say of it.
 func ownGuest(ctx context.Context, root string, how ownership) ([]supervisor.Note, error) {
-	if !isDir(root) {
-		return nil, nil // a disk, or a mistake that is told later
+	value, err := how.value()
+	if err != nil || !isDir(root) {
+		return nil, err // a disk, or a mistake that is told later
 	}
-	if how.value == ownPlain {
-		return []supervisor.Note{{Text: "all files of the guest are this user's, as --ownership says"}}, nil
+	if value == ownPlain {
+		if os.Geteuid() == 0 {
+			return nil, nil
+		}
+		return []supervisor.Note{{Text: "all files of the guest are this user's, as OWNERSHIP says"}}, nil
 	}
-	err := enter(ctx, os.Args)
-	if err != nil && how.value == ownSubIDs {
-		return nil, fmt.Errorf("--ownership=%s: %w", how.value, err)
+	err = enter(ctx, os.Args)
+	if err != nil && value == ownSubIDs {
+		return nil, fmt.Errorf("--ownership=%s: %w", value, err)
 	}
 	if err != nil {
 		return []supervisor.Note{{Warning: true, Text: fmt.Sprintf("all files of the guest are this user's, and stay so: "+
@@ -108,15 +112,19 @@ var diskNames = []string{".img", ".ext4", ".raw"}
 // ownTarget decides what becomes of a target: to.Disk and to.Owner. argv executes the same once more, see enter. note is
 // what to say of it.
 func ownTarget(ctx context.Context, to *rootfsTarget, how ownership, argv []string) (note string, err error) {
-	if how.value == ownDisk || to.Size != 0 || slices.Contains(diskNames, filepath.Ext(to.Path)) {
-		if how.value != ownAuto && how.value != ownDisk {
+	value, err := how.value()
+	if err != nil {
+		return "", err
+	}
+	if value == ownDisk || to.Size != 0 || slices.Contains(diskNames, filepath.Ext(to.Path)) {
+		if how.given == ownSubIDs || how.given == ownPlain {
 			return "", usageError(fmt.Errorf("--ownership=%s is for a directory, and %s is to be a disk image (by --size, or a name in %s)",
-				how.value, to.Path, strings.Join(diskNames, ", ")))
+				how.given, to.Path, strings.Join(diskNames, ", ")))
 		}
 		to.Disk = true
 		return "", disk.Usable()
 	}
-	if how.value == ownPlain {
+	if value == ownPlain {
 		return "", nil
 	}
 	if err = enter(ctx, argv); err == nil {
@@ -126,8 +134,8 @@ func ownTarget(ctx context.Context, to *rootfsTarget, how ownership, argv []stri
 		}
 		return note, nil
 	}
-	if how.value == ownSubIDs {
-		return "", fmt.Errorf("--ownership=%s: %w", how.value, err)
+	if value == ownSubIDs {
+		return "", fmt.Errorf("--ownership=%s: %w", value, err)
 	}
 	noTools := disk.Usable()
 	if noTools == nil {
@@ -143,6 +151,3 @@ func isDir(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.IsDir()
 }
-
-// errOthersFiles explains what a plain user cannot remove.
-var errOthersFiles = errors.New("it has files that were made with subordinate ids")

@@ -216,7 +216,7 @@ func newRemove() *cobra.Command {
 			for _, arg := range args {
 				err := remove(arg)
 				if errors.Is(err, fs.ErrPermission) && noIDs != nil {
-					err = fmt.Errorf("%w: %w, and %w", err, errOthersFiles, noIDs)
+					err = fmt.Errorf("%w; it has files that were made with subordinate ids: %w", err, noIDs)
 				}
 				if err != nil {
 					errs = append(errs, fmt.Errorf("remove %s: %w", arg, err))
@@ -332,7 +332,7 @@ func createDebian(ctx context.Context, flags *targetFlags, path string, o debian
 	if err := unix.Dup2(int(archive.Fd()), int(os.Stdin.Fd())); err != nil {
 		return err
 	}
-	argv := []string{os.Args[0], "rootfs", "import", "--ownership", flags.own.value, "--size", flags.size, "--", "-", path}
+	argv := []string{os.Args[0], "rootfs", "import", "--ownership", flags.own.given, "--size", flags.size, "--", "-", path}
 	return flags.make(ctx, path, argv, func(ctx context.Context, o image.Options) (*image.Source, error) {
 		return image.Open(ctx, "-", o)
 	})

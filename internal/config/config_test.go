@@ -92,6 +92,8 @@ func TestNames(t *testing.T) {
 		{map[string]string{"EPHEMERAL": "x"}, `--ephemeral="x": neither on nor off`},
 		{map[string]string{"DISK": "/a,b"}, `--disk="/a,b": has a comma, a blank or a quote in it, which the kernel's command line cannot ` +
 			"carry; rename the directory"},
+		{map[string]string{"DISK": "/a:b"}, `--disk="/a:b": has a colon in it, which the kernel takes for the end of the name; rename ` +
+			"the file or its directory"},
 	} {
 		if _, err := loadOptions(t, test.env, Options{Names: names}); err == nil || err.Error() != test.want {
 			t.Errorf("LoadWith(%v) = %v, want %s", test.env, err, test.want)

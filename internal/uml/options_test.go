@@ -58,6 +58,27 @@ func TestCmdlinePtrace(t *testing.T) {
 	}
 }
 
+// TestCmdlineChanges has a disk stay as it is, and each file its number.
+func TestCmdlineChanges(t *testing.T) {
+	changes, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer changes.Close()
+	o := testOptions(t)
+	o.Disk, o.Changes = "/srv/disk", changes
+	if got := o.Cmdline(); !slices.Contains(got, "ubd0=/proc/self/fd/4,/srv/disk") || !slices.Contains(got, "initrd=/proc/self/fd/3") {
+		t.Errorf("Cmdline() with changes = %q, want descriptors 3 and 4", got)
+	}
+	o.Initramfs = nil
+	if got := o.Cmdline(); !slices.Contains(got, "ubd0=/proc/self/fd/3,/srv/disk") {
+		t.Errorf("Cmdline() with changes alone = %q, want descriptor 3", got)
+	}
+	if got := o.files(); !slices.Equal(got, []*os.File{changes}) {
+		t.Errorf("files() = %v", got)
+	}
+}
+
 // TestCmdlineDisk has the root file system on a disk, unless the user names another root.
 func TestCmdlineDisk(t *testing.T) {
 	o := testOptions(t)

@@ -149,8 +149,8 @@ func mapped(data []byte) uint64 {
 	return n
 }
 
-// outside tells what an id is outside, by a map of the kernel's; itself where that has none.
-func outside(data []byte, id int) int {
+// outsideOf tells what an id is outside, by a map of the kernel's; itself where that has none.
+func outsideOf(data []byte, id int) int {
 	for line := range bytes.Lines(data) {
 		fields := strings.Fields(string(line))
 		if len(fields) != 3 {

@@ -127,8 +127,8 @@ func TestOutside(t *testing.T) {
 		{"", 7, 7},
 		{"a b c\n0 5\n7 9 1\n", 7, 9},
 	} {
-		if got := outside([]byte(test.text), test.id); got != test.want {
-			t.Errorf("outside(%q, %d) = %d, want %d", test.text, test.id, got, test.want)
+		if got := outsideOf([]byte(test.text), test.id); got != test.want {
+			t.Errorf("outsideOf(%q, %d) = %d, want %d", test.text, test.id, got, test.want)
 		}
 	}
 	// The namespace of the test itself, whatever it is.

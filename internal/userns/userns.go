@@ -89,7 +89,7 @@ func Outside() (uid int, entered bool) {
 	if err != nil {
 		return own, false // a kernel without such namespaces
 	}
-	uid = outside(data, own)
+	uid = outsideOf(data, own)
 	return uid, own == 0 && uid != 0
 }
 
