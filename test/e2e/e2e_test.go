@@ -223,7 +223,12 @@ func (c *container) ssh(auth ...ssh.AuthMethod) *ssh.Client {
 }
 
 func (c *container) trySSH(auth ...ssh.AuthMethod) (*ssh.Client, error) {
-	conn, err := net.DialTimeout("tcp", c.address("22/tcp"), hangGuard)
+	return dialSSH(c.address("22/tcp"), auth...)
+}
+
+// dialSSH logs in as root.
+func dialSSH(address string, auth ...ssh.AuthMethod) (*ssh.Client, error) {
+	conn, err := net.DialTimeout("tcp", address, hangGuard)
 	if err != nil {
 		return nil, err
 	}
