@@ -55,11 +55,17 @@ fuzz: need-go ## Each fuzz target for FUZZTIME
 soak: need-go ## 200,000 connections and 200,000 UDP flows each way, minutes
 	SOAK=200000 $(GO) test -count=1 -run '^TestSoak' -timeout $(TIMEOUT) -v ./internal/slirp/
 
-e2e: need-go need-docker ## Tests of the built image: boots real guests
+e2e: need-go need-docker ## Tests of the built image: boots real guests, as new users of this host, too; E2E_DATABASE=1
 	docker compose version >/dev/null 2>&1 || scripts/ensure docker-compose
 	command -v ssh >/dev/null || scripts/ensure openssh-client
 	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs
-	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) E2E_BASE_IMAGE=$(BASE_IMAGE) $(GO) test -count=1 -timeout $(TIMEOUT) -v ./test/e2e/...
+	command -v newuidmap >/dev/null || scripts/ensure uidmap
+	command -v useradd >/dev/null || scripts/ensure passwd
+	command -v pgrep >/dev/null || scripts/ensure procps
+	ROOTFS=dist/rootfs.tar GO=$(GO) scripts/host $(IMAGE)
+	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) E2E_BASE_IMAGE=$(BASE_IMAGE) E2E_DATABASE=$(E2E_DATABASE) \
+		E2E_UML=$(CURDIR)/dist/uml E2E_ROOTFS=$(CURDIR)/dist/rootfs.tar \
+		$(GO) test -count=1 -timeout $(TIMEOUT) -v ./test/e2e/...
 
 rounds: need-go need-docker ## Start and stop one guest 500 times, half an hour
 	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs

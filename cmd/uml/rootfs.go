@@ -384,7 +384,7 @@ func mmdebstrapArgs(recipe string, o debianOptions) []string {
 		`--customize-hook=mkdir "$1/recipe"`,
 		"--customize-hook=sync-in " + recipe + " /recipe",
 		`--customize-hook=chroot "$1" sh /recipe/setup`,
-		`--customize-hook=cp "$1/recipe/etc/"* "$1/etc/"`,
+		`--customize-hook=install -m 644 "$1/recipe/etc/"* "$1/etc/"`,
 		`--customize-hook=rm -r "$1/recipe"`,
 		o.suite, "-",
 	}
