@@ -14,6 +14,7 @@ import (
 	"docker-usermode-linux/internal/builtin"
 	"docker-usermode-linux/internal/command"
 	"docker-usermode-linux/internal/config"
+	"docker-usermode-linux/internal/uml"
 )
 
 // settingKind is what an option does with its value on the way to the variable.
@@ -114,15 +115,35 @@ func (all guestSettings) given(variable string) bool {
 	return slices.ContainsFunc(all, func(v *settingValue) bool { return v.variable == variable && v.given })
 }
 
-// root is where the guest's root file system is, as far as that was given.
-func (all guestSettings) root() string {
-	values := map[string]string{"ROOTFS": os.Getenv("ROOTFS"), "DISK": os.Getenv("DISK")}
+// value is what was given for a variable, by the option or else by itself.
+func (all guestSettings) value(variable string) string {
 	for _, v := range all {
-		if v.given {
-			values[v.variable] = v.text
+		if v.variable == variable && v.given {
+			return v.text
 		}
 	}
-	return cmp.Or(values["DISK"], values["ROOTFS"])
+	return os.Getenv(variable)
+}
+
+// checkHealth is an error where the user's kernel cannot have the guest tell its health.
+func (all guestSettings) checkHealth() error {
+	kernel := all.value("KERNEL")
+	if kernel == "" {
+		return nil
+	}
+	features, err := uml.Look(kernel)
+	if err != nil {
+		return nil // what is wrong is told at the start
+	}
+	if err := features.CheckAgent(); err != nil {
+		return fmt.Errorf("--wait: %w", err)
+	}
+	return nil
+}
+
+// root is where the guest's root file system is, as far as that was given.
+func (all guestSettings) root() string {
+	return cmp.Or(all.value("DISK"), all.value("ROOTFS"))
 }
 
 // diskForRootfs takes a file in the place of the directory for what it is, so that a root file system has one option,

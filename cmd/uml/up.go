@@ -39,6 +39,11 @@ func newUp() *cobra.Command {
 			if link := detachedLink(); link != nil {
 				return b.bootDetached(job, link)
 			}
+			if wait {
+				if err := b.settings.checkHealth(); err != nil {
+					return usageError(err)
+				}
+			}
 			if detach {
 				return startDetached(wait)
 			}

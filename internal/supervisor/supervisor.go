@@ -91,7 +91,10 @@ type Command struct {
 func Run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams) int {
 	leaveCPU()
 	log := newLogger(streams.Stderr, cfg.LogLevel, cfg.LogFormat)
-	warn(cfg, job, log)
+	if err := warn(cfg, job, log); err != nil {
+		log.Error().Msg(err.Error())
+		return exitSupervisor
+	}
 	in := newInput(streams.Stdin)
 	if job.Started == nil {
 		job.Started = func() {}
@@ -325,8 +328,8 @@ func leaveCPU() {
 	}
 }
 
-// warn names what the user may not have meant.
-func warn(cfg config.Config, job Job, log zerolog.Logger) {
+// warn names what the user may not have meant. An error is what cannot be.
+func warn(cfg config.Config, job Job, log zerolog.Logger) error {
 	for _, note := range job.Notes {
 		level := zerolog.InfoLevel
 		if note.Warning {
@@ -345,7 +348,9 @@ func warn(cfg config.Config, job Job, log zerolog.Logger) {
 				config.FormatSize(limit-min(limit, kernelOverhead)))
 	}
 	if cfg.ForeignKernel {
-		warnKernel(cfg.Kernel, log)
+		if err := warnKernel(cfg, job, log); err != nil {
+			return err
+		}
 	}
 	warnRules(cfg.NetAllow, log)
 	warnHooks(cfg.Hooks, log)
@@ -353,18 +358,24 @@ func warn(cfg config.Config, job Job, log zerolog.Logger) {
 		log.Warn().Msg("root may log in with the publicly known default password, unless it has one of its own; " +
 			"set ROOT_PASSWORD, or SSH_AUTHORIZED_KEYS to allow keys alone")
 	}
+	return nil
 }
 
-// warnKernel names what a kernel that may not be ours does not have.
-func warnKernel(path string, log zerolog.Logger) {
-	features, err := uml.Look(path)
+// warnKernel names what a kernel that may not be ours does not have. Without what a command needs there is nothing to boot
+// it for.
+func warnKernel(cfg config.Config, job Job, log zerolog.Logger) error {
+	features, err := uml.Look(cfg.Kernel)
 	if err != nil {
 		log.Warn().Err(err).Msg("it is not known what this kernel can do")
-		return
+		return nil
+	}
+	if err := features.CheckAgent(); err != nil && job.Command != nil {
+		return fmt.Errorf("%s=%q: %w", cfg.Options.Names.Of("KERNEL"), cfg.Kernel, err)
 	}
 	for _, lack := range features.Lacks() {
-		log.Warn().Str("kernel", path).Msg(lack)
+		log.Warn().Str("kernel", cfg.Kernel).Msg(lack)
 	}
+	return nil
 }
 
 func bootSettings(cfg config.Config, job Job, log zerolog.Logger) boot.Settings {

@@ -83,6 +83,26 @@ func holds(path, text string) (bool, error) {
 	}
 }
 
+// agentOptions are what the agent's channel needs.
+var agentOptions = []string{"VIRTIO_UML", "VIRTIO_CONSOLE"}
+
+// CheckAgent is an error unless the kernel has what is needed to run commands in the guest, and to tell its health.
+func (f Features) CheckAgent() error {
+	if missing := f.missing(agentOptions); missing != nil {
+		return fmt.Errorf("commands in the guest and its health need a kernel with %s built in", strings.Join(missing, " and "))
+	}
+	return nil
+}
+
+func (f Features) missing(options []string) (missing []string) {
+	for _, option := range options {
+		if !f.options[option] {
+			missing = append(missing, "CONFIG_"+option)
+		}
+	}
+	return missing
+}
+
 // Lacks says what a guest with such a kernel has to do without, a sentence for each thing.
 func (f Features) Lacks() []string {
 	var all []string
@@ -94,17 +114,11 @@ func (f Features) Lacks() []string {
 		{[]string{"HOSTFS"}, "a directory cannot be its root file system; give a disk (DISK)"},
 		{[]string{"MCONSOLE"}, "the guest cannot be stopped in order where its agent does not answer"},
 		{[]string{"VIRTIO_UML", "VIRTIO_NET"}, "the guest has no network"},
-		{[]string{"VIRTIO_UML", "VIRTIO_CONSOLE"}, "no command can be run in the guest (exec, run), nor its health be told"},
+		{agentOptions, "no command can be run in the guest (exec, run), nor its health be told"},
 		{[]string{"VIRTIO_UML", "VIRTIO_BALLOON"}, "memory that the guest has used once is not given back"},
 		{[]string{"OVERLAY_FS", "TMPFS"}, "EPHEMERAL needs a disk (DISK)"},
 	} {
-		var missing []string
-		for _, option := range need.options {
-			if !f.options[option] {
-				missing = append(missing, "CONFIG_"+option)
-			}
-		}
-		if missing != nil {
+		if missing := f.missing(need.options); missing != nil {
 			all = append(all, fmt.Sprintf("without %s built in, %s", strings.Join(missing, " and "), need.without))
 		}
 	}

@@ -27,7 +27,7 @@ const allOptions = "CONFIG_BLK_DEV_INITRD=y\nCONFIG_HOSTFS=y\nCONFIG_MCONSOLE=y\
 func TestLook(t *testing.T) {
 	// The mark lies across two reads.
 	f, err := Look(kernelScript(t, allOptions, strings.Repeat("#", 1<<20-len(allOptions)-45)+RestartMessage))
-	if err != nil || !f.Patched || f.Lacks() != nil {
+	if err != nil || !f.Patched || f.Lacks() != nil || f.CheckAgent() != nil {
 		t.Errorf("Look() at a kernel of ours = %+v, %v, it lacks %q", f, err, f.Lacks())
 	}
 	foreign := strings.NewReplacer("HOSTFS=y", "HOSTFS=m", "CONFIG_VIRTIO_UML=y", "# CONFIG_VIRTIO_UML is not set").Replace(allOptions)
@@ -36,6 +36,9 @@ func TestLook(t *testing.T) {
 	if err != nil || f.Patched || len(got) != 5 || !strings.HasPrefix(got[0], "without CONFIG_HOSTFS built in, ") ||
 		!slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, "no network") }) {
 		t.Errorf("Look() at a foreign kernel = %+v, %v, it lacks %q", f, err, got)
+	}
+	if err := f.CheckAgent(); err == nil || !strings.HasSuffix(err.Error(), "a kernel with CONFIG_VIRTIO_UML built in") {
+		t.Errorf("CheckAgent() of a foreign kernel = %v", err)
 	}
 	for _, path := range []string{kernelScript(t, "hello", ""), filepath.Join(t.TempDir(), "none")} {
 		if f, err := Look(path); err == nil {
