@@ -119,7 +119,7 @@
 //	ROOTFS               Directory that is the guest's root file system. Default /rootfs.
 //	DISK                 Image of a disk, or a block device, that has the guest's root file system, in the place of ROOTFS. It is
 //	                     /dev/ubda in the guest; root= as a kernel argument names a partition. One guest at a time may have
-//	                     it, or several that are EPHEMERAL or have ro among their kernel arguments.
+//	                     it, or several that are EPHEMERAL.
 //	EPHEMERAL            on or off. Default off; with on, nothing of what the guest writes to its root file system is kept. With
 //	                     ROOTFS it is in the guest's RAM, half of which it may fill; with DISK in a file without a name, in
 //	                     TMPDIR, or else in /var/tmp or, where there is none, in the directory of the run.

@@ -15,7 +15,6 @@ import (
 	"docker-usermode-linux/internal/config"
 	"docker-usermode-linux/internal/control"
 	"docker-usermode-linux/internal/supervisor"
-	"docker-usermode-linux/internal/uml"
 )
 
 // guestBoot is what up and run have in common: a guest with settings and a name.
@@ -101,11 +100,12 @@ func (b *guestBoot) claim(registry control.Registry, job supervisor.Job, cfg con
 		name = control.MakeName(strings.TrimSuffix(base, filepath.Ext(base)))
 	}
 	g := control.Guest{
-		Name: name, PID: os.Getpid(), Started: time.Now(), Disk: cfg.Disk, ReadOnly: cfg.Ephemeral || uml.ReadOnly(job.Args),
+		Name: name, PID: os.Getpid(), Started: time.Now(), Disk: cfg.Disk, ReadOnly: cfg.Ephemeral,
 		Detached: b.detached, Ports: []string{},
 	}
 	if cfg.Disk == "" {
-		g.Rootfs = cfg.Rootfs
+		// A disk is written to even then, where its journal has to be replayed.
+		g.Rootfs, g.ReadOnly = cfg.Rootfs, cfg.Ephemeral || readOnly(job.Args)
 	}
 	for _, p := range cfg.Ports {
 		g.Ports = append(g.Ports, p.String())
@@ -114,6 +114,22 @@ func (b *guestBoot) claim(registry control.Registry, job supervisor.Job, cfg con
 		g.Command = job.Command.Args
 	}
 	return registry.Claim(g, b.name == "")
+}
+
+// readOnly says whether kernel arguments have the root file system mounted so: the last of several counts.
+func readOnly(args []string) bool {
+	is := false
+	for _, arg := range args {
+		switch arg {
+		case "ro":
+			is = true
+		case "rw":
+			is = false
+		case "--":
+			return is
+		}
+	}
+	return is
 }
 
 // kernelArguments are those after "--", which are all that up takes.

@@ -33,6 +33,9 @@ type rootfsTarget struct {
 	Owner bool
 }
 
+// endSignals have what is half made removed.
+var endSignals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP}
+
 // rootfsSource opens what a root file system is made of.
 type rootfsSource func(context.Context, image.Options) (*image.Source, error)
 
@@ -120,7 +123,7 @@ func (t *targetFlags) make(ctx context.Context, path string, argv []string, open
 	if note != "" {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", program, note)
 	}
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	ctx, stop := signal.NotifyContext(ctx, endSignals...)
 	defer stop()
 	return to.make(ctx, open)
 }
@@ -363,6 +366,8 @@ func debootstrap(ctx context.Context, o debianOptions) (*os.File, error) {
 	if err := os.Remove(archive.Name()); err != nil {
 		return nil, errors.Join(err, archive.Close())
 	}
+	ctx, stop := signal.NotifyContext(ctx, endSignals...)
+	defer stop()
 	cmd := exec.CommandContext(ctx, path, mmdebstrapArgs(recipe, o)...)
 	cmd.Stdout = archive
 	cmd.Stderr = os.Stderr // its progress, and what went wrong

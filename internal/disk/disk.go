@@ -18,6 +18,11 @@
 // All of it happens in a directory beside the image, which is renamed when it is whole: there is never half an image.
 // A directory as source starts at 2, with the owners that it has.
 //
+// Package image unpacks archives, too, and hands us the ones that it has flattened; its way is another all the same. It makes
+// a root file system, with every attribute that the host's can hold. Here each inode is a plain file of the user's, without
+// attributes of the archive's, FIFOs stand for devices, and for each inode is noted what it is to become. Of what both owe a
+// foreign archive, not to be led out of the directory, os.Root takes care here.
+//
 // The file system has the features that ext4 has had since Linux 4.4, named one by one, so that it depends on no
 // mke2fs.conf, and an older e2fsprogs can check what a newer one has made. It is sparse: 2 GiB take a megabyte at first.
 package disk

@@ -15,14 +15,14 @@ type rootDisk struct {
 	changes *os.File
 }
 
-// openDisk holds the disk of cfg, alone if the guest writes to it. runDir is a place for what it writes to a disk that is
-// to stay as it is, where there is none that is meant for files as large.
-func openDisk(cfg config.Config, readOnly bool, runDir string) (rootDisk, error) {
+// openDisk holds the disk of cfg, alone unless the guest is ephemeral. runDir is a place for what that writes, where there is
+// none that is meant for files as large.
+func openDisk(cfg config.Config, runDir string) (rootDisk, error) {
 	if cfg.Disk == "" {
 		return rootDisk{}, nil
 	}
 	lock := disk.Lock
-	if readOnly || cfg.Ephemeral {
+	if cfg.Ephemeral {
 		lock = disk.LockShared
 	}
 	held, err := lock(cfg.Disk)

@@ -204,7 +204,7 @@ func run(
 	if err != nil {
 		return failed, err
 	}
-	root, err := openDisk(cfg, uml.ReadOnly(job.Args), dir)
+	root, err := openDisk(cfg, dir)
 	if err != nil {
 		return failed, err
 	}
@@ -217,7 +217,6 @@ func run(
 		Place:      cfg.CPUPlacement,
 		HostFS:     hostFS,
 		Disk:       cfg.Disk,
-		DiskRead:   uml.ReadOnly(job.Args),
 		Changes:    root.changes,
 		Dir:        dir,
 		ID:         umlID,

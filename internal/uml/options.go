@@ -57,10 +57,8 @@ type Options struct {
 	Place bool
 	// HostFS is the only directory of the host whose files the guest can mount (as type hostfs).
 	HostFS string
-	// Disk is the image or block device that has the guest's root file system; without it that is HostFS. DiskRead opens it
-	// for reading only.
-	Disk     string
-	DiskRead bool
+	// Disk is the image or block device that has the guest's root file system; without it that is HostFS.
+	Disk string
 	// Changes gets what the guest writes to Disk, which is only read then (package disk, Ephemeral).
 	Changes *os.File
 	// Dir is a writable directory for the pid file and the management console's socket, which is
@@ -124,8 +122,6 @@ func (o Options) Cmdline() []string {
 	switch {
 	case o.Disk != "" && o.Changes != nil:
 		add("ubd0=%s,%s", o.inherited(o.Changes), o.Disk)
-	case o.Disk != "" && o.DiskRead:
-		add("ubd0r=%s", o.Disk)
 	case o.Disk != "":
 		add("ubd0=%s", o.Disk)
 	}
@@ -198,22 +194,6 @@ func argKey(arg string) string {
 		return arg[:i]
 	}
 	return arg
-}
-
-// ReadOnly says whether args have the root file system mounted so: the last of several counts.
-func ReadOnly(args []string) bool {
-	is := false
-	for _, arg := range args {
-		switch arg {
-		case "ro":
-			is = true
-		case "rw":
-			is = false
-		case "--":
-			return is
-		}
-	}
-	return is
 }
 
 // MemArg finds the guest RAM in bytes that the last mem= of args asks for, with the kernel's own suffixes

@@ -86,9 +86,9 @@ func TestCmdlineDisk(t *testing.T) {
 	if got := o.Cmdline(); !slices.Contains(got, "ubd0=/srv/disk") || !slices.Contains(got, "root=/dev/ubda") {
 		t.Errorf("Cmdline() with a disk = %q, want ubd0= and root=", got)
 	}
-	o.DiskRead, o.Args = true, []string{"root=/dev/ubda1"}
-	if got := o.Cmdline(); !slices.Contains(got, "ubd0r=/srv/disk") || slices.Contains(got, "root=/dev/ubda") {
-		t.Errorf("Cmdline() with a disk to read and the user's root = %q, want ubd0r= and that root alone", got)
+	o.Args = []string{"root=/dev/ubda1"}
+	if got := o.Cmdline(); !slices.Contains(got, "ubd0=/srv/disk") || slices.Contains(got, "root=/dev/ubda") {
+		t.Errorf("Cmdline() with a disk and the user's root = %q, want ubd0= and that root alone", got)
 	}
 }
 
@@ -208,23 +208,6 @@ func TestIsQuery(t *testing.T) {
 	} {
 		if got := IsQuery(strings.Fields(args)); got != want {
 			t.Errorf("IsQuery(%q) = %v, want %v", args, got, want)
-		}
-	}
-}
-
-func TestReadOnly(t *testing.T) {
-	for _, test := range []struct {
-		args []string
-		want bool
-	}{
-		{nil, false},
-		{[]string{"ro"}, true},
-		{[]string{"ro", "rw"}, false},
-		{[]string{"rw", "quiet", "ro"}, true},
-		{[]string{"--", "ro"}, false},
-	} {
-		if got := ReadOnly(test.args); got != test.want {
-			t.Errorf("ReadOnly(%q) = %v, want %v", test.args, got, test.want)
 		}
 	}
 }

@@ -351,7 +351,10 @@ func testHostRun(t *testing.T, u *hostUser) {
 	// What the guest before has changed is there, and what the archive said.
 	u.want("33:42\n0:42\n4755", on("sh", "-c", "stat -c %u:%g /kept /etc/shadow; stat -c %a /usr/bin/passwd")...)
 
+	// Guests that keep nothing share a root file system.
+	u.want("first", "up", "--rootfs", "guest", "--ephemeral", "-d", "--ports", "", "--name", "first")
 	u.must(on("--ephemeral", "sh", "-c", "rm /kept && touch /gone && chown 33:42 /gone")...)
+	u.want("first 0", "stop", "first")
 	u.want("/kept", on("sh", "-c", "ls /kept /gone 2>/dev/null || true")...)
 
 	// What an image says about how it is run holds without a command, and with one its environment.
