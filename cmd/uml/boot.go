@@ -35,7 +35,7 @@ type guestBoot struct {
 func (b *guestBoot) addFlags(flags *pflag.FlagSet) {
 	flags.SortFlags = false
 	b.settings = addSettings(flags)
-	flags.StringVarP(&b.name, "name", "n", "", "the guest's name; default is that of its root file system")
+	flags.StringVarP(&b.name, "name", "n", "", "the guest's `NAME`; default is that of its root file system")
 	b.own.addTo(flags, false)
 }
 

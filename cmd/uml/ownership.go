@@ -45,9 +45,9 @@ type ownership struct{ given string }
 
 // addTo adds the option of commands that boot a guest, or with disk of those that make a root file system.
 func (o *ownership) addTo(flags *pflag.FlagSet, disk bool) {
-	about := "owners of the files in a directory: `auto`, subids or plain; default is the best that works"
+	about := "`WAY` to have true owners of files in a directory: auto, subids or plain; default is the best that works"
 	if disk {
-		about = "how files keep their owners: `auto`, subids, disk or plain; default is the best that works"
+		about = "`WAY` in which files keep their owners: auto, subids, disk or plain; default is the best that works"
 	}
 	flags.StringVar(&o.given, "ownership", "", fmt.Sprintf("%s (%s)", about, ownershipVariable))
 }

@@ -384,6 +384,30 @@ func TestHostPlain(t *testing.T) {
 	u.checkGone()
 }
 
+// TestDisk has a container boot from a disk image that was made here, which the guest changes, unless it is ephemeral.
+func TestDisk(t *testing.T) {
+	t.Parallel()
+	needImage(t)
+	if hostProgram == "" || hostRootfs == "" {
+		t.Skip("E2E_UML and E2E_ROOTFS are not set: make e2e builds what they name and sets them")
+	}
+	path := filepath.Join(t.TempDir(), "disk.img")
+	if out, err := exec.Command(hostProgram, "rootfs", "import", hostRootfs, path).CombinedOutput(); err != nil {
+		t.Fatalf("uml rootfs import: %v\n%s", err, out)
+	}
+	for _, test := range []struct{ ephemeral, command, want string }{
+		{"off", "touch /kept && chown 33:42 /kept && df --output=source / | tail -1", "/dev/ubda"},
+		{"on", "rm /kept && touch /gone && df --output=source / | tail -1", "/dev/ubda"},
+		{"off", "stat -c '%n %u:%g' /kept /gone /etc/shadow 2>/dev/null || true", "/kept 33:42\n/etc/shadow 0:42"},
+	} {
+		stdout, stderr, code := run(t, "", "-v", path+":/disk.img", "-e", "DISK=/disk.img", "-e", "EPHEMERAL="+test.ephemeral,
+			"--", "run", "sh", "-c", test.command)
+		if strings.TrimSpace(stdout) != test.want || code != 0 {
+			t.Errorf("EPHEMERAL=%s: %q, exit code %d, want %q\n%s", test.ephemeral, stdout, code, test.want, stderr)
+		}
+	}
+}
+
 // TestHostDatabase installs PostgreSQL, whose files have an owner of their own and are written with care. That takes more
 // than a minute.
 func TestHostDatabase(t *testing.T) {
