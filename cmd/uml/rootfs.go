@@ -68,7 +68,8 @@ type targetFlags struct {
 }
 
 func (t *targetFlags) add(flags *pflag.FlagSet) {
-	flags.StringVar(&t.size, "size", "", "make a disk image of that `SIZE`, such as 4G; default for one is twice the content, and 2G at least")
+	flags.StringVar(&t.size, "size", "", "make a disk image of that `SIZE`, such as 4G; default for one is twice the content, "+
+		"and 2G at least")
 	t.own.addTo(flags, true)
 }
 

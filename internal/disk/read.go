@@ -32,7 +32,8 @@ func Check(image string) error {
 	return nil
 }
 
-// ReadFile returns a file of an image, at most limit bytes of it, and nil where there is none. name has neither blanks nor quotes. The image is only read, and may be the disk of a guest that runs: then what it has just written may be missing.
+// ReadFile returns a file of an image, at most limit bytes of it, and nil where there is none. name has neither blanks nor
+// quotes. The image is only read, and may be the disk of a guest that runs: then what it has just written may be missing.
 func ReadFile(ctx context.Context, image, name string, limit int) ([]byte, error) {
 	data, err := readFile(ctx, image, name, limit)
 	if err != nil {

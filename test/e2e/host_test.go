@@ -342,7 +342,8 @@ func testHostRun(t *testing.T, u *hostUser) {
 	began := time.Now()
 	u.must(on("true")...)
 	t.Logf("uml run true took %.2f s", time.Since(began).Seconds())
-	if stdout, stderr, code := u.run("", on("sh", "-c", "echo out; echo err >&2; exit 7")...); stdout != "out" || stderr != "err\n" || code != 7 {
+	stdout, stderr, code := u.run("", on("sh", "-c", "echo out; echo err >&2; exit 7")...)
+	if stdout != "out" || stderr != "err\n" || code != 7 {
 		t.Errorf("uml run: %q, %q, exit code %d, want out, err and 7", stdout, stderr, code)
 	}
 	if stdout, stderr, code := u.run("from stdin", on("cat")...); stdout != "from stdin" || code != 0 {
