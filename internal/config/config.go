@@ -44,7 +44,7 @@ const (
 	defaultRootfs    = "/rootfs"
 	defaultKernel    = "/linux"
 	defaultInitramfs = "/initramfs"
-	defaultDiscard   = "off"
+	defaultEphemeral = "off"
 )
 
 const (
@@ -295,7 +295,7 @@ func (env environment) parse(o Options) (Config, error) {
 		}
 	}
 	c.ForeignKernel = env.Kernel != ""
-	c.Ephemeral, err = parseOnOff(cmp.Or(env.Ephemeral, defaultDiscard))
+	c.Ephemeral, err = parseOnOff(cmp.Or(env.Ephemeral, defaultEphemeral))
 	check("EPHEMERAL", env.Ephemeral, err)
 
 	return c, errors.Join(problems...)

@@ -416,8 +416,8 @@ func parsePort(text piece, like string) (uint16, error) {
 
 func isDigit(r rune) bool { return '0' <= r && r <= '9' }
 
-// defaultEphemeral is the kernel's own ip_local_port_range, 32768 to 60999.
-var defaultEphemeral = portRange{32768, 60999 - 32768 + 1}
+// defaultLocalPorts is the kernel's own ip_local_port_range, 32768 to 60999.
+var defaultLocalPorts = portRange{32768, 60999 - 32768 + 1}
 
 // ephemeralPorts are those that the kernel gives to outgoing connections that ask for none; see ip_local_port_range in
 // ip(7). A forward on one of them would take it from the container, and from the guest, whose connections leave
@@ -425,11 +425,11 @@ var defaultEphemeral = portRange{32768, 60999 - 32768 + 1}
 func ephemeralPorts(proc fs.FS) portRange {
 	data, err := fs.ReadFile(proc, "sys/net/ipv4/ip_local_port_range")
 	if err != nil {
-		return defaultEphemeral
+		return defaultLocalPorts
 	}
 	var first, last uint16
 	if _, err := fmt.Sscan(string(data), &first, &last); err != nil || first == 0 || last < first {
-		return defaultEphemeral
+		return defaultLocalPorts
 	}
 	return portRange{first, int(last) - int(first) + 1}
 }

@@ -318,20 +318,20 @@ func TestEphemeralPorts(t *testing.T) {
 	}{
 		{"the kernel's form", name, "1024\t65535\n", portRange{1024, 64512}},
 		{"one port", name, "5000 5000", portRange{5000, 1}},
-		{"no file", "x", "", defaultEphemeral},
-		{"empty", name, "", defaultEphemeral},
-		{"half", name, "1024\n", defaultEphemeral},
-		{"backwards", name, "2000 1000", defaultEphemeral},
-		{"zero", name, "0 1000", defaultEphemeral},
-		{"out of range", name, "1024 65536", defaultEphemeral},
-		{"garbage", name, "a b", defaultEphemeral},
+		{"no file", "x", "", defaultLocalPorts},
+		{"empty", name, "", defaultLocalPorts},
+		{"half", name, "1024\n", defaultLocalPorts},
+		{"backwards", name, "2000 1000", defaultLocalPorts},
+		{"zero", name, "0 1000", defaultLocalPorts},
+		{"out of range", name, "1024 65536", defaultLocalPorts},
+		{"garbage", name, "a b", defaultLocalPorts},
 	} {
 		proc := fstest.MapFS{test.path: {Data: []byte(test.content)}}
 		if got := ephemeralPorts(proc); got != test.want {
 			t.Errorf("%s: ephemeralPorts() = %v, want %v", test.name, got, test.want)
 		}
 	}
-	if got := defaultEphemeral.String(); got != "32768-60999" {
-		t.Errorf("defaultEphemeral = %s, want 32768-60999", got)
+	if got := defaultLocalPorts.String(); got != "32768-60999" {
+		t.Errorf("defaultLocalPorts = %s, want 32768-60999", got)
 	}
 }

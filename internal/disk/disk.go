@@ -16,7 +16,6 @@
 //  5. e2fsck has to find nothing to complain about, and indexes large directories, which mke2fs does not.
 //
 // All of it happens in a directory beside the image, which is renamed when it is whole: there is never half an image.
-// A directory as source starts at 2, with the owners that it has.
 //
 // Package image unpacks archives, too, and hands us the ones that it has flattened; its way is another all the same. It makes
 // a root file system, with every attribute that the host's can hold. Here each inode is a plain file of the user's, without
@@ -35,23 +34,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// Options say what Create makes. One of Tar and Dir is set.
+// Options say what Create makes.
 type Options struct {
 	// Tar is an archive of a whole root file system, uncompressed, as docker export writes it. Owners are taken by number.
 	Tar io.Reader
-	// Dir is a directory to copy, with owners and modes as they are.
-	Dir string
-	// OwnToRoot makes root the owner of what in Dir is the calling user's, and its group's.
-	OwnToRoot bool
 	// Size of the file system in bytes; 0 is twice the content, and 2 GiB at least.
 	Size int64
-	// Force replaces an existing file, unless it is in use.
-	Force bool
 }
 
 // defaultSize is for a guest that gets a few packages. As the image is sparse, it costs nothing.
@@ -69,7 +61,7 @@ const (
 	bytesPerInode = 16384
 )
 
-// Create makes an image. On an error there is none, or the one that was there before.
+// Create makes an image, where nothing is. On an error there is none.
 func Create(ctx context.Context, path string, o Options) error {
 	if err := create(ctx, path, o); err != nil {
 		return fmt.Errorf("create disk %s: %w", path, err)
@@ -82,14 +74,9 @@ func create(ctx context.Context, path string, o Options) error {
 	if err != nil {
 		return err
 	}
-	if (o.Tar == nil) == (o.Dir == "") {
-		return errors.New("one source is needed, an archive or a directory")
+	if _, err := os.Lstat(path); err == nil {
+		return errExists // early, as place would at the end
 	}
-	release, err := checkTarget(path, o)
-	if err != nil {
-		return err
-	}
-	defer release()
 	work, err := os.MkdirTemp(filepath.Dir(path), ".disk-")
 	if err != nil {
 		return err
@@ -99,56 +86,10 @@ func create(ctx context.Context, path string, o Options) error {
 	if err := t.build(ctx, work, o); err != nil {
 		return err
 	}
-	return place(filepath.Join(work, imageName), path, o.Force)
+	return place(filepath.Join(work, imageName), path)
 }
 
-// checkTarget refuses early what place would refuse at the end, and holds an image that is to be replaced.
-func checkTarget(path string, o Options) (release func(), err error) {
-	release = func() {}
-	if o.Dir != "" {
-		if err := checkOutside(path, o.Dir); err != nil {
-			return release, err
-		}
-	}
-	switch info, err := os.Stat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-		return release, nil
-	case err != nil:
-		return release, err
-	case !o.Force:
-		return release, errExists
-	case !info.Mode().IsRegular():
-		return release, errors.New("is no regular file, and would not be replaced")
-	}
-	held, err := Lock(path)
-	if err != nil {
-		return release, err
-	}
-	return held.Release, nil
-}
-
-var errExists = errors.New("exists already, and would have to be replaced by force")
-
-// checkOutside keeps an image from becoming a copy of itself.
-func checkOutside(path, dir string) error {
-	in, err := filepath.EvalSymlinks(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	dir, err = filepath.EvalSymlinks(dir)
-	if err != nil {
-		return err
-	}
-	in, inErr := filepath.Abs(in)
-	dir, dirErr := filepath.Abs(dir)
-	if err := errors.Join(inErr, dirErr); err != nil {
-		return err
-	}
-	if relative, err := filepath.Rel(dir, in); err == nil && relative != ".." && !strings.HasPrefix(relative, "../") {
-		return fmt.Errorf("lies in the directory that it would be made from, %s", dir)
-	}
-	return nil
-}
+var errExists = errors.New("exists already")
 
 // Names in the directory where an image is made. The programs run there and get these names, as e2fsprogs takes a "?"
 // in a path for the start of options.
@@ -160,31 +101,18 @@ const (
 
 // build makes the image work/image.
 func (t tools) build(ctx context.Context, work string, o Options) error {
-	source := o.Dir
-	var nodes *tree
-	if o.Tar != nil {
-		source = treeName
-		var err error
-		if nodes, err = unpack(ctx, o.Tar, filepath.Join(work, treeName)); err != nil {
-			return err
-		}
-		if err := nodes.number(); err != nil {
-			return err
-		}
-	} else if abs, err := filepath.Abs(source); err == nil {
-		source = abs
+	nodes, err := unpack(ctx, o.Tar, filepath.Join(work, treeName))
+	if err != nil {
+		return err
 	}
-	if err := t.makeFileSystem(ctx, work, source, o.Size); err != nil {
+	if err := nodes.number(); err != nil {
+		return err
+	}
+	if err := t.makeFileSystem(ctx, work, o.Size); err != nil {
 		return err
 	}
 	s := script{dir: work}
-	var err error
-	if nodes != nil {
-		err = s.fromTree(nodes)
-	} else {
-		err = s.fromDir(source, o.OwnToRoot)
-	}
-	if err != nil {
+	if err := s.fromTree(nodes); err != nil {
 		return err
 	}
 	if err := t.edit(ctx, work, &s); err != nil {
@@ -196,13 +124,9 @@ func (t tools) build(ctx context.Context, work string, o Options) error {
 	return nil
 }
 
-// makeFileSystem runs mke2fs.
-func (t tools) makeFileSystem(ctx context.Context, work, source string, size int64) error {
-	dir := source
-	if !filepath.IsAbs(dir) {
-		dir = filepath.Join(work, dir)
-	}
-	use, err := measure(ctx, dir)
+// makeFileSystem runs mke2fs on the tree.
+func (t tools) makeFileSystem(ctx context.Context, work string, size int64) error {
+	use, err := measure(ctx, filepath.Join(work, treeName))
 	if err != nil {
 		return err
 	}
@@ -220,7 +144,7 @@ func (t tools) makeFileSystem(ctx context.Context, work, source string, size int
 	} else {
 		args = append(args, "-i", fmt.Sprint(bytesPerInode))
 	}
-	args = append(args, "-d", source, imageName, fmt.Sprintf("%dk", size/1024))
+	args = append(args, "-d", treeName, imageName, fmt.Sprintf("%dk", size/1024))
 	if _, err := t.run(ctx, work, "mke2fs", args...); err != nil {
 		if chosen != 0 && chosen < use.bytes*5/4+64<<20 {
 			return fmt.Errorf("%d bytes may be too few for %d bytes in %d files: %w", chosen, use.bytes, use.files, err)
@@ -240,7 +164,7 @@ func (t tools) zeroed(ctx context.Context) string {
 }
 
 // place gives the image its name, once it is on the disk.
-func place(image, path string, force bool) error {
+func place(image, path string) error {
 	f, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -249,9 +173,6 @@ func place(image, path string, force bool) error {
 	// Password hashes and host keys of the guest are in it.
 	if err := errors.Join(f.Chmod(0o600), f.Sync()); err != nil {
 		return err
-	}
-	if force {
-		return os.Rename(image, path)
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, image, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // not on every file system

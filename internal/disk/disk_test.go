@@ -303,49 +303,6 @@ func TestCreateLargeDirectory(t *testing.T) {
 	}
 }
 
-func TestCreateFromDir(t *testing.T) {
-	needTools(t)
-	dir := filepath.Join(t.TempDir(), "tree")
-	if err := os.MkdirAll(filepath.Join(dir, "etc"), 0o711); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "etc/hostname"), []byte("guest\n"), 0o604); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o751); err != nil {
-		t.Fatal(err)
-	}
-	for _, ownToRoot := range []bool{false, true} {
-		image := filepath.Join(t.TempDir(), "disk")
-		if err := Create(t.Context(), image, Options{Dir: dir, OwnToRoot: ownToRoot, Size: 64 << 20}); err != nil {
-			t.Fatal(err)
-		}
-		checkClean(t, image)
-		owner := fmt.Sprintf("%d:%d", os.Geteuid(), os.Getegid())
-		if ownToRoot {
-			owner = "0:0"
-		}
-		for name, want := range map[string]string{
-			"/": "directory 0751 " + owner + " 4", "/etc/hostname": "regular 0604 " + owner + " 1",
-			"/lost+found": "directory 0700 0:0 2",
-		} {
-			if got := file(t, image, name); got != want {
-				t.Errorf("own to root %t: %s is %s, want %s", ownToRoot, name, got, want)
-			}
-		}
-		if err := os.Chown(filepath.Join(dir, "etc/hostname"), 1234, 5678); err == nil {
-			image := filepath.Join(t.TempDir(), "disk")
-			if err := Create(t.Context(), image, Options{Dir: dir, Size: 64 << 20}); err != nil {
-				t.Fatal(err)
-			}
-			if got := file(t, image, "/etc/hostname"); got != "regular 0604 1234:5678 1" {
-				t.Errorf("another's file is %s", got)
-			}
-			_ = os.Chown(filepath.Join(dir, "etc/hostname"), 0, 0)
-		}
-	}
-}
-
 func TestCreateNot(t *testing.T) {
 	needTools(t)
 	dir := t.TempDir()
@@ -359,12 +316,9 @@ func TestCreateNot(t *testing.T) {
 		o          Options
 		want       string
 	}{
-		{"no source", "new", Options{}, "one source is needed"},
-		{"two sources", "new", Options{Dir: "/", Tar: small}, "one source is needed"},
 		{"an existing file", "existing", Options{Tar: newTar(t)}, "exists already"},
-		{"a directory", ".", Options{Tar: newTar(t), Force: true}, "no regular file"},
+		{"a directory", ".", Options{Tar: newTar(t)}, "exists already"},
 		{"no directory for it", "none/new", Options{Tar: newTar(t)}, "no such file"},
-		{"itself", "new", Options{Dir: filepath.Dir(dir)}, "lies in the directory that it would be made from"},
 		{"too small", "new", Options{Tar: small, Size: 32 << 20}, "33554432 bytes may be too few for 4194"},
 		{"no archive", "new", Options{Tar: strings.NewReader(strings.Repeat("no archive", 100))}, "read archive"},
 		{"half an archive", "new", Options{Tar: io.LimitReader(everything(t), 3<<20)}, "unexpected EOF"},
@@ -386,27 +340,6 @@ func TestCreateNot(t *testing.T) {
 	if got, err := os.ReadFile(existing); err != nil || string(got) != "keep" || len(entries) != 1 {
 		t.Errorf("after all that: %q, %v, and %v", got, err, entries)
 	}
-}
-
-func TestCreateForced(t *testing.T) {
-	needTools(t)
-	image := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(image, []byte("old"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	o := func() Options { return Options{Tar: newTar(t), Size: 16 << 20, Force: true} }
-	held, err := Lock(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := Create(t.Context(), image, o()); !errors.Is(err, ErrInUse) {
-		t.Errorf("Create over an image in use = %v, want %v", err, ErrInUse)
-	}
-	held.Release()
-	if err := Create(t.Context(), image, o()); err != nil {
-		t.Fatal(err)
-	}
-	checkClean(t, image)
 }
 
 func TestGrow(t *testing.T) {

@@ -172,37 +172,6 @@ func quote(text string) (string, error) {
 	return `"` + strings.ReplaceAll(text, `"`, `""`) + `"`, nil
 }
 
-// fromDir gives the root directory the owner and mode of the one that was copied, which mke2fs leaves out, and with
-// ownToRoot what is ours to root.
-func (s *script) fromDir(dir string, ownToRoot bool) error {
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	stat := statOf(info)
-	root := inode{number: rootInode, uid: stat.Uid, gid: stat.Gid}
-	s.add("sif <%d> mode 0%o", rootInode, stat.Mode)
-	s.add("sif <%d> uid %d", rootInode, root.uid)
-	s.add("sif <%d> gid %d", rootInode, root.gid)
-	s.addTime(rootInode, "mtime", info.ModTime())
-	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
-	if !ownToRoot || uid == 0 {
-		return nil
-	}
-	return s.inodes(func(i inode) error {
-		if i.number == rootInode {
-			i = root
-		}
-		if i.uid == uid {
-			s.add("sif <%d> uid 0", i.number)
-		}
-		if i.gid == gid {
-			s.add("sif <%d> gid 0", i.number)
-		}
-		return nil
-	})
-}
-
 // edit has debugfs do what the script says. It goes on after an error, and does not always tell by its exit code: whatever
 // it says on standard error, besides who it is, is one.
 func (t tools) edit(ctx context.Context, work string, s *script) error {

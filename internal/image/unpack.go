@@ -25,9 +25,6 @@ type UnpackOptions struct {
 	// the guest's devtmpfs has its own. Without it all is the user's own: files and directories keep their modes, but the
 	// user may read and write each.
 	Owner bool
-	// Replace puts the new root file system in the place of another one, which is removed once the new one is whole. It is
-	// refused for a directory that looks like anything else.
-	Replace bool
 	// Total is what Progress gets as the total: Source.Size, 0 if nobody knows.
 	Total    int64
 	Progress Progress
@@ -54,7 +51,7 @@ const stagingPattern = ".uml-rootfs-*"
 // Set-user-id bits are kept. So a directory above dir should be closed to other users of the host (mode 0700): they
 // could run such a program as the user.
 func Unpack(ctx context.Context, archive io.Reader, dir string, o UnpackOptions) (_ Report, err error) {
-	target, err := prepareTarget(dir, o.Replace)
+	target, err := prepareTarget(dir)
 	if err != nil {
 		return Report{}, err
 	}
@@ -73,7 +70,7 @@ func Unpack(ctx context.Context, archive io.Reader, dir string, o UnpackOptions)
 	if err != nil {
 		return Report{}, spaceError(err, target)
 	}
-	return report, moveInto(staging, target, o.Replace)
+	return report, moveInto(staging, target)
 }
 
 func unpackInto(ctx context.Context, archive io.Reader, dir string, o UnpackOptions) (Report, error) {
@@ -115,8 +112,8 @@ func spaceError(err error, target string) error {
 	return err
 }
 
-// prepareTarget returns where dir leads to, once that may be replaced.
-func prepareTarget(dir string, replace bool) (string, error) {
+// prepareTarget returns where dir leads to, once that is free.
+func prepareTarget(dir string) (string, error) {
 	target, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
@@ -144,12 +141,8 @@ func prepareTarget(dir string, replace bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	switch {
-	case empty:
-	case !replace:
+	if !empty {
 		return "", fmt.Errorf("%s is not empty: name another directory", dir)
-	case !LooksLikeRoot(target):
-		return "", fmt.Errorf("%s is not empty, and not replaced because it does not look like a root file system", dir)
 	}
 	return target, nil
 }
@@ -174,7 +167,7 @@ func isEmpty(dir string) (bool, error) {
 	return false, err
 }
 
-// LooksLikeRoot keeps somebody's home from being replaced or removed by a mistake.
+// LooksLikeRoot keeps somebody's home from being removed by a mistake.
 func LooksLikeRoot(dir string) bool {
 	for _, all := range [][]string{{runconfig.File}, {"etc", "usr"}, {"etc", "bin"}} {
 		if !slices.ContainsFunc(all, func(name string) bool {
@@ -187,31 +180,14 @@ func LooksLikeRoot(dir string) bool {
 	return false
 }
 
-// moveInto puts the root file system to its place. A file system that is not empty is there only with replace.
-func moveInto(staging, target string, replace bool) error {
+// moveInto puts the root file system to its place.
+func moveInto(staging, target string) error {
 	err := unix.Rename(staging, target) // unlike os.Rename in the place of an empty directory, too
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return mountPointError(target) // of the same file system
-	case !replace || !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST):
-		if err != nil {
-			return fmt.Errorf("move the root file system to %s: %w", target, err)
-		}
-		return nil
-	}
-	old, err := os.MkdirTemp(filepath.Dir(target), stagingPattern)
-	if err != nil {
-		return err
-	}
-	if err := unix.Rename(target, old); err != nil {
-		_ = os.Remove(old) // the first error tells more
-		return fmt.Errorf("move the old root file system %s away: %w", target, err)
-	}
-	if err := unix.Rename(staging, target); err != nil {
-		return errors.Join(fmt.Errorf("move the root file system to %s: %w", target, err), unix.Rename(old, target))
-	}
-	if err := Remove(old); err != nil {
-		return fmt.Errorf("the new root file system is in place; remove the old one, %s: %w", old, err)
+	case err != nil:
+		return fmt.Errorf("move the root file system to %s: %w", target, err)
 	}
 	return nil
 }
