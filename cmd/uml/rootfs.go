@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -241,7 +242,7 @@ func remove(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := inUse(path); err != nil {
+	if err := inUse(info); err != nil {
 		return err
 	}
 	switch {
@@ -264,8 +265,8 @@ func remove(path string) error {
 	return os.Remove(path)
 }
 
-// inUse is an error when a guest runs on a root file system.
-func inUse(path string) error {
+// inUse is an error when a guest runs on a root file system, by whatever path.
+func inUse(root fs.FileInfo) error {
 	registry, err := openRegistry()
 	if err != nil {
 		return err
@@ -275,7 +276,7 @@ func inUse(path string) error {
 		return err
 	}
 	for _, g := range guests {
-		if g.Rootfs == path || g.Disk == path {
+		if has, err := os.Stat(cmp.Or(g.Disk, g.Rootfs)); err == nil && os.SameFile(root, has) {
 			return fmt.Errorf("guest %s runs on it: stop it first", g.Name)
 		}
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // Remove deletes a root file system, whatever modes its directories have. Symbolic links are not followed. A directory
-// that is not there is no error. What is mounted below it is deleted as well: the caller unmounts it first.
+// that is not there is no error; one in which something is mounted is, and nothing is deleted then.
 func Remove(dir string) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -22,6 +22,9 @@ func Remove(dir string) error {
 		return err
 	}
 	defer parent.Close()
+	if err := checkUnmounted(dir); err != nil {
+		return err
+	}
 	base := filepath.Base(dir)
 	if err := parent.RemoveAll(base); err == nil || !errors.Is(err, fs.ErrPermission) {
 		return err
