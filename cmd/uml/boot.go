@@ -104,8 +104,7 @@ func (b *guestBoot) claim(registry control.Registry, job supervisor.Job, cfg con
 		Detached: b.detached, Ports: []string{},
 	}
 	if cfg.Disk == "" {
-		// A disk is written to even then, where its journal has to be replayed.
-		g.Rootfs, g.ReadOnly = cfg.Rootfs, cfg.Ephemeral || readOnly(job.Args)
+		g.Rootfs = cfg.Rootfs
 	}
 	for _, p := range cfg.Ports {
 		g.Ports = append(g.Ports, p.String())
@@ -114,22 +113,6 @@ func (b *guestBoot) claim(registry control.Registry, job supervisor.Job, cfg con
 		g.Command = job.Command.Args
 	}
 	return registry.Claim(g, b.name == "")
-}
-
-// readOnly says whether kernel arguments have the root file system mounted so: the last of several counts.
-func readOnly(args []string) bool {
-	is := false
-	for _, arg := range args {
-		switch arg {
-		case "ro":
-			is = true
-		case "rw":
-			is = false
-		case "--":
-			return is
-		}
-	}
-	return is
 }
 
 // kernelArguments are those after "--", which are all that up takes.

@@ -148,6 +148,11 @@ func startDetached(wait bool) error {
 	}
 	signal.Stop(signals)
 	fmt.Println(name)
+	if registry, err := openRegistry(); err == nil { // else nothing to tell
+		if warning := lingerWarning(registry.Dir()); warning != "" {
+			fmt.Fprintf(os.Stderr, "%s: WARNING: %s\n", program, warning)
+		}
+	}
 	return nil
 }
 

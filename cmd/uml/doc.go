@@ -35,8 +35,8 @@
 // # Guests
 //
 // A guest has a name, that of its root file system unless --name says otherwise. What runs is known in a directory of the
-// user's (package control, Registry), by locks that the supervising processes hold: one for each name, and one for each
-// root file system, which two guests may only share if they write nothing to it (--ephemeral).
+// user's (package control, Registry), by a lock for each name that the supervising process holds. Another one is on the root file
+// system itself, which two guests may only share if they write nothing to it (--ephemeral).
 //
 // up without -d is the guest's console, and its end is the guest's. With -d it returns as soon as all ports are bound
 // and the kernel runs, with --wait when the guest is healthy; what it said is in its log (uml logs), 10 MB and as

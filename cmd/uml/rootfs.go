@@ -250,6 +250,11 @@ func remove(path string) error {
 		if !image.LooksLikeRoot(path) {
 			return errors.New("it does not look like a root file system")
 		}
+		held, err := disk.LockDir(path, false)
+		if errors.Is(err, disk.ErrInUse) {
+			return err // by a guest that our registry does not know
+		}
+		defer held.Release()
 		return image.Remove(path)
 	case !info.Mode().IsRegular():
 		return errors.New("it is neither a directory nor a file")

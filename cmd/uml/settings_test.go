@@ -91,20 +91,3 @@ func TestHostnameOf(t *testing.T) {
 		}
 	}
 }
-
-func TestReadOnly(t *testing.T) {
-	for _, test := range []struct {
-		args []string
-		want bool
-	}{
-		{nil, false},
-		{[]string{"ro"}, true},
-		{[]string{"ro", "rw"}, false},
-		{[]string{"rw", "quiet", "ro"}, true},
-		{[]string{"--", "ro"}, false},
-	} {
-		if got := readOnly(test.args); got != test.want {
-			t.Errorf("readOnly(%q) = %v, want %v", test.args, got, test.want)
-		}
-	}
-}

@@ -27,18 +27,19 @@ import (
 //	               is there, no process number. It gets the exit code as its last content, for those who have it open.
 //	NAME/guest.json
 //	NAME/uml-*     directories of runs
-//	.roots/D-I     held by the guest whose root file system is the directory or file with device D and inode I
 //	.logs/NAME.log what a detached guest said, the last one of that name
 //
 // An entry whose lock nobody holds is what a crash has left, and is removed by whoever sees it. The kernel drops a lock
 // with the last copy of the descriptor, all of which close on exec: children do not keep it.
+//
+// Of two guests on one root file system the registry only tells who the other one is. What keeps them apart is a lock on
+// the root file system itself (package disk), since a user may have several registries: with sudo, without a login.
 
 // Names in a registry. Those of guests do not begin with a dot.
 const (
 	registryLock = ".lock"
 	guestLock    = "lock"
 	guestFile    = "guest.json"
-	rootsDir     = ".roots"
 	logsDir      = ".logs"
 	trashPrefix  = ".gone-"
 )
@@ -143,11 +144,14 @@ func owned(dir string, uid int) error {
 	return nil
 }
 
+// Dir is the registry's directory.
+func (r Registry) Dir() string { return r.dir }
+
 // Claim is a guest's entry, held by the process that supervises it.
 type Claim struct {
 	Guest
-	registry   Registry
-	lock, root *os.File
+	registry Registry
+	lock     *os.File
 }
 
 // Claim enters a guest: it then is the only one of its name, and the only one on its root file system, unless all there
@@ -177,13 +181,11 @@ func (r Registry) Claim(g Guest, unique bool) (*Claim, error) {
 			return fmt.Errorf("the sockets of guest %s in %s would have paths of %d bytes, and %d is the most; choose a shorter --name, "+
 				"or set XDG_RUNTIME_DIR to a directory with a shorter path", g.Name, r.dir, length, maxSocket)
 		}
-		root, err := r.lockRoot(g, guests)
-		if err != nil {
+		if err := checkRoot(g, guests); err != nil {
 			return err
 		}
-		claim, err = r.enter(g, root)
-		if err != nil {
-			return errors.Join(fmt.Errorf("enter guest %s into %s: %w", g.Name, r.dir, err), root.Close())
+		if claim, err = r.enter(g); err != nil {
+			return fmt.Errorf("enter guest %s into %s: %w", g.Name, r.dir, err)
 		}
 		return nil
 	})
@@ -193,7 +195,7 @@ func (r Registry) Claim(g Guest, unique bool) (*Claim, error) {
 // enter makes the entry.
 //
 // Preconditions: the registry is locked and has no guest of that name.
-func (r Registry) enter(g Guest, root *os.File) (*Claim, error) {
+func (r Registry) enter(g Guest) (*Claim, error) {
 	g.Dir = filepath.Join(r.dir, g.Name)
 	if err := os.Mkdir(g.Dir, 0o700); err != nil {
 		return nil, err
@@ -209,74 +211,29 @@ func (r Registry) enter(g Guest, root *os.File) (*Claim, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close(), os.RemoveAll(g.Dir))
 	}
-	return &Claim{Guest: g, registry: r, lock: lock, root: root}, nil
+	return &Claim{Guest: g, registry: r, lock: lock}, nil
 }
 
-// lockRoot locks the root file system, alone or with others that write nothing to it either.
-//
-// Preconditions: the registry is locked.
-func (r Registry) lockRoot(g Guest, guests []Guest) (*os.File, error) {
-	id, err := fileID(g.root())
+// checkRoot is an error that names the guest which has the root file system of g, unless both write nothing to it.
+func checkRoot(g Guest, guests []Guest) error {
+	own, err := os.Stat(g.root())
 	if err != nil {
-		return nil, fmt.Errorf("look at the root file system: %w", err)
+		return fmt.Errorf("look at the root file system: %w", err)
 	}
-	dir := filepath.Join(r.dir, rootsDir)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, id), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	how := unix.LOCK_EX
-	if g.ReadOnly {
-		how = unix.LOCK_SH
-	}
-	if err := unix.Flock(int(lock.Fd()), how|unix.LOCK_NB); err != nil {
-		_ = lock.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, rootTaken(g, id, guests)
-		}
-		return nil, err
-	}
-	return lock, nil
-}
-
-// rootTaken names the guest that has the root file system with that id.
-func rootTaken(g Guest, id string, guests []Guest) error {
-	by := "another guest"
 	for _, other := range guests {
-		if otherID, err := fileID(other.root()); err == nil && otherID == id {
-			by = "guest " + other.Name
-			break
+		if info, err := os.Stat(other.root()); err == nil && os.SameFile(own, info) && !(g.ReadOnly && other.ReadOnly) {
+			return fmt.Errorf("guest %s has %s as its root file system: two guests that write to one would damage it; stop the other, "+
+				"use a copy, or start all that share it with --ephemeral", other.Name, g.root())
 		}
 	}
-	return fmt.Errorf("%s has %s as its root file system: two guests that write to one would damage it; stop the other, use a "+
-		"copy, or start all that share it with --ephemeral", by, g.root())
-}
-
-// fileID tells a file or directory from all others of this host, by whatever path.
-func fileID(path string) (string, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return "", &fs.PathError{Op: "stat", Path: path, Err: err}
-	}
-	return fmt.Sprintf("%x-%x", st.Dev, st.Ino), nil
+	return nil
 }
 
 // Release ends the entry, with the exit code for those who wait for it.
 func (c *Claim) Release(code int) error {
 	_, writeErr := c.lock.WriteString(strconv.Itoa(code))
-	err := c.registry.locked(func() error {
-		if id, err := fileID(c.root.Name()); err == nil {
-			if own, err := fileID(fmt.Sprintf("/proc/self/fd/%d", c.root.Fd())); err == nil && own == id &&
-				unix.Flock(int(c.root.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil { // nobody shares it
-				_ = os.Remove(c.root.Name())
-			}
-		}
-		return c.registry.remove(c.Dir)
-	})
-	return errors.Join(writeErr, err, c.root.Close(), c.lock.Close())
+	err := c.registry.locked(func() error { return c.registry.remove(c.Dir) })
+	return errors.Join(writeErr, err, c.lock.Close())
 }
 
 // remove deletes a guest's directory; under its own name it goes at once.
@@ -355,21 +312,7 @@ func (r Registry) list() ([]Guest, error) {
 			guests = append(guests, g)
 		}
 	}
-	r.dropRoots()
 	return guests, nil
-}
-
-// dropRoots removes the locks of root file systems that nobody holds.
-//
-// Preconditions: the registry is locked.
-func (r Registry) dropRoots() {
-	dir := filepath.Join(r.dir, rootsDir)
-	entries, _ := os.ReadDir(dir) // there may be none yet
-	for _, e := range entries {
-		if path := filepath.Join(dir, e.Name()); !held(path) {
-			_ = os.Remove(path) // a lock too many does no harm
-		}
-	}
 }
 
 func readGuest(dir string) (Guest, error) {

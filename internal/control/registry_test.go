@@ -75,10 +75,6 @@ func TestClaim(t *testing.T) {
 	if got := names(t, r); got != nil {
 		t.Errorf("Guests() after the end = %v", got)
 	}
-	left, _ := filepath.Glob(filepath.Join(r.dir, rootsDir, "*"))
-	if len(left) > 0 {
-		t.Errorf("locks that are left: %v", left)
-	}
 }
 
 // TestClaimRoot has one guest on a root file system, by whatever path, or several that write nothing.
@@ -130,7 +126,6 @@ func TestStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	crashed.lock.Close() // as the kernel does
-	crashed.root.Close()
 	if got := names(t, r); got != nil {
 		t.Errorf("Guests() after a crash = %v", got)
 	}

@@ -12,7 +12,7 @@ import (
 // ErrInUse means that a guest, or someone else, has the image.
 var ErrInUse = errors.New("is in use")
 
-// Held is an image that is held, for as long as it is not released; the end of the process releases it, too.
+// Held is an image, or a directory, that is held, for as long as it is not released; the end of the process releases it, too.
 type Held struct{ file *os.File }
 
 // Lock holds an image for one who writes to it, and fails with ErrInUse where anyone else has it: with Lock or LockShared,
@@ -26,6 +26,29 @@ func Lock(path string) (*Held, error) { return lock(path, os.O_RDWR, unix.LOCK_E
 // LockShared holds an image for one who only reads it, and fails with ErrInUse where anyone writes to it.
 func LockShared(path string) (*Held, error) {
 	return lock(path, os.O_RDONLY, unix.LOCK_SH, unix.F_RDLCK)
+}
+
+// LockDir holds a directory with a root file system for one who writes to it, or with shared for one of several who only
+// read it, and fails with ErrInUse where that cannot be. A file system that has no such locks (some of NFS) is nobody's:
+// then there is nothing to release (nil), and no error.
+func LockDir(path string, shared bool) (*Held, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	how := unix.LOCK_EX
+	if shared {
+		how = unix.LOCK_SH
+	}
+	err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	if err == nil {
+		return &Held{f}, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("directory %s %w", path, ErrInUse)
+	}
+	return nil, nil
 }
 
 func lock(path string, flag, how int, kind int16) (*Held, error) {
@@ -59,5 +82,9 @@ func lockFile(f *os.File, how int, kind int16) error {
 	return nil
 }
 
-// Release lets the image go.
-func (h *Held) Release() { _ = h.file.Close() }
+// Release lets it go.
+func (h *Held) Release() {
+	if h != nil {
+		_ = h.file.Close()
+	}
+}

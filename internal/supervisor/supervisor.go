@@ -95,22 +95,33 @@ func Run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams) 
 		log.Error().Msg(err.Error())
 		return exitSupervisor
 	}
+	root, err := holdRoot(cfg, job.Dir)
+	if err != nil {
+		tell(log, err)
+		return exitFailed
+	}
+	defer root.release()
 	in := newInput(streams.Stdin)
 	if job.Started == nil {
 		job.Started = func() {}
 	}
 	job.Started = sync.OnceFunc(job.Started)
 	for {
-		end, err := run(cfg, job, signals, streams, in, log)
+		end, err := run(cfg, job, root, signals, streams, in, log)
 		if err != nil {
-			for line := range strings.SplitSeq(err.Error(), "\n") {
-				log.Error().Msg(line)
-			}
+			tell(log, err)
 		}
 		if !end.restart {
 			return end.code
 		}
 		log.Info().Msg("the guest reboots")
+	}
+}
+
+// tell logs what went wrong, a line for each mistake.
+func tell(log zerolog.Logger, err error) {
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		log.Error().Msg(line)
 	}
 }
 
@@ -126,7 +137,7 @@ var failed = end{code: exitFailed}
 
 // run is Run for one boot; in reads the stdin of streams for the console of each.
 func run(
-	cfg config.Config, job Job, signals <-chan os.Signal, streams Streams, in *input, log zerolog.Logger,
+	cfg config.Config, job Job, root rootHold, signals <-chan os.Signal, streams Streams, in *input, log zerolog.Logger,
 ) (end, error) {
 	dir, err := control.MakeRunDir(job.Dir)
 	if err != nil {
@@ -204,11 +215,6 @@ func run(
 	if err != nil {
 		return failed, err
 	}
-	root, err := openDisk(cfg, dir)
-	if err != nil {
-		return failed, err
-	}
-	defer root.close()
 	options := uml.Options{
 		Path:       cfg.Kernel,
 		Mem:        cfg.Mem,
