@@ -18,6 +18,7 @@
 //	               by default those that are built into this program (make host)
 //	PORTS          127.0.0.1:2222:22: a normal user can have no port below 1024, and the password is public. For run
 //	               nothing, as there.
+//	ROOT_PASSWORD  none where PORTS lead to the guest's port 22 from other addresses than the loopback's
 //	HOOKS          nothing
 //	HOSTNAME       the guest's name
 //	OWNERSHIP      how files keep their owners, see there: auto, subids, disk or plain. Default auto

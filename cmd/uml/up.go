@@ -18,7 +18,7 @@ func newUp() *cobra.Command {
 		Short: "Boot a guest",
 		Long: "Boot a guest, with this terminal as its console. Each option is a setting that the environment variable in\n" +
 			"brackets has, too; the option wins. What follows -- goes to the kernel as it is.",
-		Example: "  uml up --rootfs ./debian\n  uml up --rootfs ./debian -d --wait -p 2222:22 -p 8080:80\n" +
+		Example: "  uml up --rootfs ./debian\n  uml up --rootfs ./debian -d --wait -p 127.0.0.1:2222:22 -p 8080:80\n" +
 			"  uml up --disk disk.img --ephemeral -- init=/bin/sh",
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {

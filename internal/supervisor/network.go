@@ -172,6 +172,14 @@ func forwardsTCP(ports []config.Forward, port uint16) bool {
 	})
 }
 
+// opensLogin says that whoever reaches a host from outside reaches the guest's SSH server: then a password that everyone
+// knows is none. A container has its ports where docker run -p puts them, which we do not see.
+func opensLogin(cfg config.Config) bool {
+	return cfg.Options.Host && forwardsTCP(slices.DeleteFunc(slices.Clone(cfg.Ports), func(p config.Forward) bool {
+		return p.HostAddr.IsLoopback()
+	}), sshPort)
+}
+
 // expectedPorts are those ports of the guest on which somebody is to listen: TCP, and named one by one. Of a range, or of
 // all, nobody knows.
 func expectedPorts(ports []config.Forward) []uint16 {

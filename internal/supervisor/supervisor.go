@@ -359,7 +359,13 @@ func warn(cfg config.Config, job Job, log zerolog.Logger) error {
 	}
 	warnRules(cfg.NetAllow, log)
 	warnHooks(cfg.Hooks, log)
-	if cfg.PasswordDefault && job.Command == nil { // a guest that is there for a command gets no default
+	switch {
+	case !cfg.PasswordDefault || job.Command != nil: // a guest that is there for a command gets no default
+	case opensLogin(cfg):
+		log.Warn().Msgf("root gets no password: a port of the host leads to SSH from outside, and the default one is publicly known; "+
+			"set %s or %s, or let the port be the host's alone, as with 127.0.0.1:2222:22",
+			cfg.Options.Names.Of("ROOT_PASSWORD_FILE"), cfg.Options.Names.Of("SSH_AUTHORIZED_KEYS_FILE"))
+	default:
 		log.Warn().Msg("root may log in with the publicly known default password, unless it has one of its own; " +
 			"set ROOT_PASSWORD, or SSH_AUTHORIZED_KEYS to allow keys alone")
 	}
@@ -394,10 +400,14 @@ func bootSettings(cfg config.Config, job Job, log zerolog.Logger) boot.Settings 
 		SSH:             forwardsTCP(cfg.Ports, sshPort),
 		Ephemeral:       cfg.Ephemeral && cfg.Disk == "", // a disk's changes are kept from it by the kernel
 	}
-	if cfg.PasswordDefault && job.Command != nil {
+	switch {
+	case !cfg.PasswordDefault:
+	case job.Command != nil:
 		// Nobody asked for a login, and nobody was warned of the public password: it is not written into the user's tree.
 		// Where a boot before has left it, it is closed, for PORTS may lead there.
 		settings.RootPassword, settings.LoginUnasked = "", true
+	case opensLogin(cfg):
+		settings.RootPassword = ""
 	}
 	if !cfg.Net {
 		return settings

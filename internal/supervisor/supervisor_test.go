@@ -3,6 +3,7 @@ package supervisor
 import (
 	"bytes"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -105,6 +106,42 @@ func TestRunSetsNoPublicPassword(t *testing.T) {
 	chosen := config.Config{RootPassword: config.DefaultRootPassword}
 	if s := bootSettings(chosen, run, zerolog.Nop()); s.RootPassword == "" || !s.PasswordForced || s.LoginUnasked {
 		t.Errorf("run with a password: %+v", s)
+	}
+}
+
+// TestNoPublicPasswordFromOutside checks that a host's port which others reach leads to no password that everyone knows.
+func TestNoPublicPasswordFromOutside(t *testing.T) {
+	for ports, want := range map[string]bool{
+		"2222:22": true, "0.0.0.0:2222:22": true, "[::]:2222:22": true, "192.0.2.1:2222:22": true, "2000-2100:20-120": true,
+		"127.0.0.1:2222:22 2222:22/udp 8080:80": false, "127.0.0.1:2222:22 192.0.2.1:2222:22": true,
+		"127.9.9.9:2222:22": false, "[::1]:2222:22": false, "": false,
+	} {
+		forwards, err := config.ParsePorts(ports, os.DirFS("/proc"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := config.Config{
+			RootPassword: config.DefaultRootPassword, PasswordDefault: true, Ports: forwards, Options: config.Options{Host: true},
+		}
+		var out bytes.Buffer
+		if err := warn(cfg, Job{}, zerolog.New(&out)); err != nil {
+			t.Fatal(err)
+		}
+		s := bootSettings(cfg, Job{}, zerolog.Nop())
+		if none := s.RootPassword == "" && s.DefaultPassword != "" && !s.LoginUnasked; none != want {
+			t.Errorf("PORTS=%s: %+v, want no password: %v", ports, s, want)
+		}
+		if told := strings.Contains(out.String(), "root gets no password"); told != want {
+			t.Errorf("PORTS=%s: log %s", ports, out.String())
+		}
+		cfg.PasswordDefault = false // the user's own choice, or a container
+		if s := bootSettings(cfg, Job{}, zerolog.Nop()); s.RootPassword == "" {
+			t.Errorf("PORTS=%s: a password that was asked for is lost", ports)
+		}
+		cfg.PasswordDefault, cfg.Options.Host = true, false
+		if s := bootSettings(cfg, Job{}, zerolog.Nop()); s.RootPassword == "" {
+			t.Errorf("PORTS=%s: a container has no password", ports)
+		}
 	}
 }
 
