@@ -141,9 +141,32 @@ func (all guestSettings) checkHealth() error {
 	return nil
 }
 
-// root is where the guest's root file system is, as far as that was given.
+// option is what was given for a variable by the option.
+func (all guestSettings) option(variable string) string {
+	for _, v := range all {
+		if v.variable == variable && v.given {
+			return v.text
+		}
+	}
+	return ""
+}
+
+// root is where the guest's root file system is, as far as that was given: by an option before all.
 func (all guestSettings) root() string {
-	return cmp.Or(all.value("DISK"), all.value("ROOTFS"))
+	return cmp.Or(all.option("DISK"), all.option("ROOTFS"), os.Getenv("DISK"), os.Getenv("ROOTFS"))
+}
+
+// chooseRoot has the options for the root file system win over both variables.
+func (all guestSettings) chooseRoot() error {
+	disk, dir := all.option("DISK"), all.option("ROOTFS")
+	switch {
+	case disk != "" && dir != "":
+		return fmt.Errorf("--disk=%q and --rootfs=%q are both given: a guest has one root file system, and either option takes it",
+			disk, dir)
+	case dir != "":
+		return os.Unsetenv("DISK")
+	}
+	return nil
 }
 
 // diskForRootfs takes a file in the place of the directory for what it is, so that a root file system has one option,
@@ -184,7 +207,7 @@ func (all guestSettings) load(defaults func() map[string]string) (config.Config,
 	if err != nil {
 		return config.Config{}, err
 	}
-	if err := diskForRootfs(names); err != nil {
+	if err := errors.Join(all.chooseRoot(), diskForRootfs(names)); err != nil {
 		return config.Config{}, err
 	}
 	command.SetDefaults(defaults())
