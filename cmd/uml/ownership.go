@@ -86,13 +86,26 @@ func ownGuest(ctx context.Context, root string, how ownership) ([]supervisor.Not
 	if err != nil || !isDir(root) {
 		return nil, err // a disk, or a mistake that is told later
 	}
+	if how.given == ownDisk {
+		return nil, usageError(fmt.Errorf("--ownership=%s is for a disk image, and %s is a directory: make one with uml rootfs, from "+
+			"the archive or the image that the directory is from", ownDisk, root))
+	}
+	notes, err := ownDirectory(ctx, value)
+	if risk := setuidRisk(root); risk != "" && err == nil {
+		notes = append(notes, supervisor.Note{Text: risk})
+	}
+	return notes, err
+}
+
+// ownDirectory is ownGuest for a directory.
+func ownDirectory(ctx context.Context, value string) ([]supervisor.Note, error) {
 	if value == ownPlain {
 		if os.Geteuid() == 0 {
 			return nil, nil
 		}
 		return []supervisor.Note{{Text: "all files of the guest are this user's, as OWNERSHIP says"}}, nil
 	}
-	err = enter(ctx, os.Args)
+	err := enter(ctx, os.Args)
 	if err != nil && value == ownSubIDs {
 		return nil, fmt.Errorf("--ownership=%s: %w", value, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -58,8 +59,33 @@ func (to rootfsTarget) make(ctx context.Context, open rootfsSource) error {
 		counted := &counter{r: archive, report: report, total: source.Size(), what: "unpacking"}
 		return disk.Create(ctx, to.Path, disk.Options{Tar: counted, Size: to.Size})
 	}
-	_, err = image.Unpack(ctx, archive, to.Path, image.UnpackOptions{Owner: to.Owner, Total: source.Size(), Progress: report})
-	return err
+	made, err := image.Unpack(ctx, archive, to.Path, image.UnpackOptions{Owner: to.Owner, Total: source.Size(), Progress: report})
+	if err != nil {
+		return err
+	}
+	end()
+	for _, text := range []string{losses(made), setuidRisk(to.Path)} {
+		if text != "" {
+			fmt.Fprintf(os.Stderr, "%s: WARNING: %s\n", program, text)
+		}
+	}
+	return nil
+}
+
+// losses says what of an archive is not in the directory that was made of it; "" that all is. Device nodes are no loss, as
+// the guest makes its own, and that all files are the user's was said before.
+func losses(r image.Report) string {
+	var lost []string
+	if r.LostXattrs > 0 {
+		lost = append(lost, fmt.Sprintf("%d extended attributes (capabilities of files, labels, ACLs)", r.LostXattrs))
+	}
+	if r.SkippedOthers > 0 {
+		lost = append(lost, fmt.Sprintf("%d entries that are no files", r.SkippedOthers))
+	}
+	if len(lost) == 0 {
+		return ""
+	}
+	return "left out, as a directory could not have them: " + strings.Join(lost, ", ")
 }
 
 // targetFlags are those of commands that make a root file system.

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"docker-usermode-linux/internal/image"
 )
 
 func TestTarget(t *testing.T) {
@@ -91,5 +93,20 @@ func TestRemove(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dir); len(entries) != 3 {
 		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
+func TestLosses(t *testing.T) {
+	for _, test := range []struct {
+		report image.Report
+		want   string
+	}{
+		{image.Report{Entries: 9, Bytes: 9, SkippedDevices: 9, LostOwners: 9}, ""},
+		{image.Report{LostXattrs: 2}, ": 2 extended attributes (capabilities of files, labels, ACLs)"},
+		{image.Report{LostXattrs: 1, SkippedOthers: 3}, "ACLs), 3 entries that are no files"},
+	} {
+		if got := losses(test.report); !strings.HasSuffix(got, test.want) || (got == "") != (test.want == "") {
+			t.Errorf("losses(%+v) = %q, want %q", test.report, got, test.want)
+		}
 	}
 }
