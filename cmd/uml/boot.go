@@ -42,7 +42,8 @@ func (b *guestBoot) addFlags(flags *pflag.FlagSet) {
 // inInit says that we are process 1 of a container: all else happens in a child.
 func inInit() bool { return os.Getpid() == 1 }
 
-// asInit is the role of process 1.
+// asInit is the role of process 1. It is taken on after ownGuest: the child has a pipe to tell its exit code by, which
+// would not survive that this program is executed anew.
 func asInit() error { return exit(command.Init(program, os.Args[1:])) }
 
 // boot boots the guest and sees it through. The job gets its name and place.

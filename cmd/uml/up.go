@@ -90,9 +90,6 @@ func newRun() *cobra.Command {
 			"  uml run --rootfs ./debian --ephemeral --init systemctl list-units",
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if inInit() {
-				return asInit()
-			}
 			guest.Args = args
 			if _, err := guest.TTY(); err != nil {
 				return flagError(cmd, err)
@@ -100,6 +97,9 @@ func newRun() *cobra.Command {
 			notes, err := ownGuest(cmd.Context(), b.settings.root(), b.own)
 			if err != nil {
 				return err
+			}
+			if inInit() {
+				return asInit()
 			}
 			cfg, err := b.settings.load(runDefaults)
 			if err != nil {
