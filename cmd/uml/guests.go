@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -270,7 +272,12 @@ func newStop() *cobra.Command {
 			if cmd.Flags().Changed("time") {
 				patience = time.Duration(seconds * float64(time.Second))
 			}
-			return forEach(args, func(p *control.Process) (int, error) { return stop(p, patience) })
+			return forEach(args, func(g control.Guest, p *control.Process) (int, error) {
+				if s, err := status(cmd.Context(), g); err == nil && s.State == supervisor.StateStopping && patience < 0 {
+					return p.Wait(patience) // somebody else has begun: one more signal would break that off
+				}
+				return stop(p, patience)
+			})
 		},
 	}
 	cmd.Flags().Float64VarP(&seconds, "time", "t", 0, "`SECONDS` that its init may take; default is what STOP_TIMEOUT left it")
@@ -301,11 +308,11 @@ func newKill() *cobra.Command {
 		Args:              arguments(cobra.MinimumNArgs(1)),
 		ValidArgsFunction: completeNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			sig := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG"))
+			sig := parseSignal(name)
 			if sig == 0 {
-				return flagError(cmd, fmt.Errorf("--signal=%q: not the name of a signal; write one like TERM", name))
+				return flagError(cmd, fmt.Errorf("--signal=%q: not a signal; write a name like TERM, or a number like 15", name))
 			}
-			return forEach(args, func(p *control.Process) (int, error) {
+			return forEach(args, func(_ control.Guest, p *control.Process) (int, error) {
 				if sig != unix.SIGKILL {
 					return noCode, p.Signal(sig)
 				}
@@ -316,6 +323,18 @@ func newKill() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&name, "signal", "s", "KILL", "the `SIGNAL`")
 	return cmd
+}
+
+// parseSignal reads a signal's name, with or without SIG, or number; 0 is none.
+func parseSignal(text string) unix.Signal {
+	if n, err := strconv.Atoi(text); err == nil {
+		const last = 64 // _NSIG in arch/x86/include/asm/signal.h
+		if n < 0 || n > last {
+			return 0
+		}
+		return unix.Signal(n)
+	}
+	return unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(text), "SIG"))
 }
 
 // killGrace is how long a supervisor gets for the last thing that it does.
@@ -342,12 +361,15 @@ func kill(p *control.Process, sig unix.Signal) (int, error) {
 // noCode is in the place of the exit code of a guest that has not ended.
 const noCode = -1
 
-// forEach does something to the guests of these names at the same time, and prints the name and the exit code of each.
-func forEach(names []string, do func(*control.Process) (int, error)) error {
+// forEach does something to the guests of these names at the same time, once to each, and prints the name and the exit
+// code of each.
+func forEach(names []string, do func(control.Guest, *control.Process) (int, error)) error {
 	registry, err := openRegistry()
 	if err != nil {
 		return err
 	}
+	slices.Sort(names)
+	names = slices.Compact(names)
 	errs := make([]error, len(names))
 	var printing sync.Mutex
 	var doing sync.WaitGroup
@@ -363,7 +385,7 @@ func forEach(names []string, do func(*control.Process) (int, error)) error {
 					return err
 				}
 				defer p.Close()
-				code, err := do(p)
+				code, err := do(g, p)
 				if err != nil {
 					return fmt.Errorf("%s: %w", name, err)
 				}
