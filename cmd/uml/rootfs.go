@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -374,6 +375,9 @@ func createDebian(ctx context.Context, flags *targetFlags, path string, o debian
 	})
 }
 
+// cleanupGrace is how long mmdebstrap may take to clean up: it removes some 10000 files.
+const cleanupGrace = time.Minute
+
 // debootstrap returns the archive, a file without a name.
 func debootstrap(ctx context.Context, o debianOptions) (*os.File, error) {
 	path, err := exec.LookPath("mmdebstrap")
@@ -404,6 +408,9 @@ func debootstrap(ctx context.Context, o debianOptions) (*os.File, error) {
 	cmd := exec.CommandContext(ctx, path, mmdebstrapArgs(recipe, o)...)
 	cmd.Stdout = archive
 	cmd.Stderr = os.Stderr // its progress, and what went wrong
+	// It unmounts and removes what it has made.
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	cmd.WaitDelay = cleanupGrace
 	if err := cmd.Run(); err != nil {
 		err = fmt.Errorf("mmdebstrap: %w; as a normal user it needs the package uidmap and lines for the user in /etc/subuid and "+
 			"/etc/subgid, or the packages fakechroot and fakeroot (--mode=fakechroot)", err)
