@@ -23,6 +23,7 @@ import (
 // that guest makes the directories of its runs: Find looks in there as it does anywhere.
 //
 //	.lock          held for the moment of each change, and of each look: what is seen is never half of one
+//	NAME           locked as well, which has systemd-tmpfiles(8) leave alone what is in it, where that is in /tmp
 //	NAME/lock      held (flock(2)) by the supervising process for as long as it lives: only that tells whether a guest
 //	               is there, no process number. It gets the exit code as its last content, for those who have it open.
 //	NAME/guest.json
@@ -61,8 +62,10 @@ const (
 type Guest struct {
 	Name string `json:"name"`
 	// PID is the supervising process.
-	PID     int       `json:"pid"`
-	Started time.Time `json:"started"`
+	PID int `json:"pid"`
+	// PIDNamespace is that in which the process has this number (pid_namespaces(7)).
+	PIDNamespace uint64    `json:"pid_namespace"`
+	Started      time.Time `json:"started"`
 	// Rootfs or Disk is where its root file system is; ReadOnly: it writes nothing to it.
 	Rootfs   string `json:"rootfs,omitempty"`
 	Disk     string `json:"disk,omitempty"`
@@ -103,7 +106,8 @@ type Registry struct{ dir string }
 // whichever user namespace they are.
 func OpenRegistry(user int) (Registry, error) {
 	uid := os.Geteuid() // as this process sees owners
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("%s-%d", registryDirName, user))
+	// Not uml-…, which is what Find takes for a run.
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("%s.%d", registryDirName, user))
 	for _, place := range []string{os.Getenv("XDG_RUNTIME_DIR"), fmt.Sprintf("/run/user/%d", user)} {
 		// One that is somebody else's came along with su(1).
 		if place != "" && owned(place, uid) == nil {
@@ -150,8 +154,8 @@ func (r Registry) Dir() string { return r.dir }
 // Claim is a guest's entry, held by the process that supervises it.
 type Claim struct {
 	Guest
-	registry Registry
-	lock     *os.File
+	registry  Registry
+	lock, dir *os.File
 }
 
 // Claim enters a guest: it then is the only one of its name, and the only one on its root file system, unless all there
@@ -197,6 +201,7 @@ func (r Registry) Claim(g Guest, unique bool) (*Claim, error) {
 // Preconditions: the registry is locked and has no guest of that name.
 func (r Registry) enter(g Guest) (*Claim, error) {
 	g.Dir = filepath.Join(r.dir, g.Name)
+	g.PIDNamespace = pidNamespace()
 	if err := os.Mkdir(g.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -204,14 +209,19 @@ func (r Registry) enter(g Guest) (*Claim, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(g.Dir))
 	}
+	dir, err := os.Open(g.Dir)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close(), os.RemoveAll(g.Dir))
+	}
+	_ = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) // it is there for tmpfiles alone
 	data, err := json.Marshal(g)
 	err = errors.Join(err,
 		unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB),
 		os.WriteFile(filepath.Join(g.Dir, guestFile), data, 0o600))
 	if err != nil {
-		return nil, errors.Join(err, lock.Close(), os.RemoveAll(g.Dir))
+		return nil, errors.Join(err, dir.Close(), lock.Close(), os.RemoveAll(g.Dir))
 	}
-	return &Claim{Guest: g, registry: r, lock: lock}, nil
+	return &Claim{Guest: g, registry: r, lock: lock, dir: dir}, nil
 }
 
 // checkRoot is an error that names the guest which has the root file system of g, unless both write nothing to it.
@@ -233,7 +243,7 @@ func checkRoot(g Guest, guests []Guest) error {
 func (c *Claim) Release(code int) error {
 	_, writeErr := c.lock.WriteString(strconv.Itoa(code))
 	err := c.registry.locked(func() error { return c.registry.remove(c.Dir) })
-	return errors.Join(writeErr, err, c.lock.Close())
+	return errors.Join(writeErr, err, c.dir.Close(), c.lock.Close())
 }
 
 // remove deletes a guest's directory; under its own name it goes at once.
@@ -300,19 +310,34 @@ func (r Registry) list() ([]Guest, error) {
 		case strings.HasPrefix(e.Name(), trashPrefix):
 			_ = os.RemoveAll(path) // whoever deleted it was killed meanwhile
 		case strings.HasPrefix(e.Name(), "."), !e.IsDir():
-		case !held(filepath.Join(path, guestLock)):
-			if err := r.remove(path); err != nil {
-				return nil, fmt.Errorf("remove what a guest that crashed has left: %w", err)
-			}
 		default:
-			g, err := readGuest(path)
+			g, runs, err := r.look(path)
 			if err != nil {
 				return nil, err
 			}
-			guests = append(guests, g)
+			if runs {
+				guests = append(guests, g)
+			}
 		}
 	}
 	return guests, nil
+}
+
+// look reads a guest's entry, and removes it if the guest does not run.
+//
+// Preconditions: the registry is locked.
+func (r Registry) look(dir string) (g Guest, runs bool, err error) {
+	if runs, err = held(filepath.Join(dir, guestLock)); err != nil {
+		return Guest{}, false, fmt.Errorf("look whether guest %s runs: %w", filepath.Base(dir), err)
+	}
+	if !runs {
+		if err := r.remove(dir); err != nil {
+			return Guest{}, false, fmt.Errorf("remove what a guest that crashed has left: %w", err)
+		}
+		return Guest{}, false, nil
+	}
+	g, err = readGuest(dir)
+	return g, true, err
 }
 
 func readGuest(dir string) (Guest, error) {
@@ -329,14 +354,25 @@ func readGuest(dir string) (Guest, error) {
 	return g, nil
 }
 
-// held says whether somebody holds a lock. Only under the registry's own lock is that nobody who looks, too.
-func held(path string) bool {
+// held says whether somebody holds a lock, which nobody does where there is none. Only under the registry's own lock is
+// that nobody who looks, too.
+func held(path string) (bool, error) {
 	lock, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer lock.Close()
-	return errors.Is(unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return false, nil
 }
 
 // locked calls f while no other process looks at the registry or changes it.
@@ -366,28 +402,48 @@ type Process struct {
 
 // Process opens the process that supervises a guest.
 func (r Registry) Process(g Guest) (*Process, error) {
-	p := &Process{}
-	err := r.locked(func() error {
-		path := filepath.Join(g.Dir, guestLock)
-		lock, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			return fmt.Errorf("guest %s: %w", g.Name, ErrNoGuest)
-		}
-		now, err := readGuest(g.Dir)
-		if err == nil {
-			p.fd, err = unix.PidfdOpen(now.PID, 0)
-		}
-		// Whoever held the lock when the process was opened holds it still: it was not gone, nor its number another's.
-		if err != nil || !held(path) {
-			return errors.Join(fmt.Errorf("guest %s: %w", g.Name, ErrNoGuest), err, lock.Close())
-		}
-		p.lock = lock
-		return nil
+	var p *Process
+	err := r.locked(func() (err error) {
+		p, err = openProcess(g)
+		return err
 	})
+	return p, err
+}
+
+// openProcess is Process.
+//
+// Preconditions: the registry is locked.
+func openProcess(g Guest) (*Process, error) {
+	path := filepath.Join(g.Dir, guestLock)
+	lock, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("guest %s: %w", g.Name, ErrNoGuest)
+	}
+	p := &Process{lock: lock, fd: -1}
+	now, err := readGuest(g.Dir)
+	switch {
+	case err == nil && now.PIDNamespace != pidNamespace():
+		err = fmt.Errorf("guest %s runs in another pid namespace than this process: say it there, or to the guest itself (uml exec)",
+			g.Name)
+		return nil, errors.Join(err, p.Close())
+	case err == nil:
+		p.fd, err = unix.PidfdOpen(now.PID, 0)
+	}
+	// Whoever held the lock when the process was opened holds it still: it was not gone, nor its number another's.
+	runs, heldErr := held(path)
+	if err = errors.Join(err, heldErr); err != nil || !runs {
+		return nil, errors.Join(fmt.Errorf("guest %s: %w", g.Name, ErrNoGuest), err, p.Close())
 	}
 	return p, nil
+}
+
+// pidNamespace is the number of this process's own.
+func pidNamespace() uint64 {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil {
+		return 0 // a kernel with one alone
+	}
+	return st.Ino
 }
 
 // Signal sends a signal. To a process that has ended it is no error.
@@ -437,7 +493,13 @@ func (p *Process) code() (int, error) {
 }
 
 // Close forgets the process, which goes on.
-func (p *Process) Close() error { return errors.Join(unix.Close(p.fd), p.lock.Close()) }
+func (p *Process) Close() error {
+	err := p.lock.Close()
+	if p.fd >= 0 {
+		err = errors.Join(err, unix.Close(p.fd))
+	}
+	return err
+}
 
 // LogPath is where the log of a detached guest of that name is, or was. The directory exists then; logs beyond the
 // latest few of guests that are gone are removed.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -137,6 +138,69 @@ func TestStale(t *testing.T) {
 	}
 }
 
+// TestUnknown checks that a guest of which nobody knows whether it runs is left alone.
+func TestUnknown(t *testing.T) {
+	r := registry(t)
+	c := claim(t, r, guestOn("box", t.TempDir()), false)
+	lock, aside := filepath.Join(c.Dir, guestLock), filepath.Join(c.Dir, "aside")
+	if err := errors.Join(os.Rename(lock, aside), os.Symlink(guestLock, lock)); err != nil { // ELOOP
+		t.Fatal(err)
+	}
+	if guests, err := r.Guests(); err == nil || !strings.Contains(err.Error(), "look whether guest box runs") {
+		t.Errorf("Guests() = %v, %v, want an error", guests, err)
+	}
+	if err := os.Rename(aside, lock); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(t, r); !slices.Equal(got, []string{"box"}) {
+		t.Errorf("Guests() = %v", got)
+	}
+	if err := c.Release(0); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOtherNamespace checks that a number is not taken for one of ours.
+func TestOtherNamespace(t *testing.T) {
+	r := registry(t)
+	c := claim(t, r, guestOn("box", t.TempDir()), false)
+	if c.PIDNamespace == 0 {
+		t.Skip("there are no pid namespaces")
+	}
+	other := c.Guest
+	other.PIDNamespace++
+	data, err := json.Marshal(other)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(c.Dir, guestFile), data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Process(c.Guest); err == nil || !strings.Contains(err.Error(), "another pid namespace") {
+		t.Errorf("Process() = %v, want an error", err)
+	}
+	if err := c.Release(0); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTmpfiles checks that a guest's directory is locked, for whoever cleans up.
+func TestTmpfiles(t *testing.T) {
+	r := registry(t)
+	c := claim(t, r, guestOn("box", t.TempDir()), false)
+	dir, err := os.Open(c.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("Flock() = %v, want %v", err, unix.EWOULDBLOCK)
+	}
+	if err := c.Release(0); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestChoose(t *testing.T) {
 	guests := []Guest{{Name: "a"}, {Name: "b"}}
 	if g, err := choose(guests, "b"); err != nil || g.Name != "b" {
@@ -268,7 +332,7 @@ func TestRegistryPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{filepath.Join(base, fmt.Sprintf("uml-%d", os.Geteuid())), fmt.Sprintf("/run/user/%d/uml", os.Geteuid())}
+	want := []string{filepath.Join(base, fmt.Sprintf("uml.%d", os.Geteuid())), fmt.Sprintf("/run/user/%d/uml", os.Geteuid())}
 	if !slices.Contains(want, r.dir) {
 		t.Errorf("OpenRegistry() without XDG_RUNTIME_DIR = %s, want one of %v", r.dir, want)
 	}
