@@ -41,7 +41,7 @@
 //
 // up without -d is the guest's console, and its end is the guest's. With -d it returns as soon as all ports are bound
 // and the kernel runs, with --wait when the guest is healthy; what it said is in its log (uml logs), 10 MB and as
-// much of before. With a terminal, Ctrl-C is a byte for the guest: it is stopped from within, or by uml stop.
+// much of before, below XDG_STATE_HOME (~/.local/state/uml). With a terminal, Ctrl-C is a byte for the guest: it is stopped from within, or by uml stop.
 //
 // # Exit code
 //

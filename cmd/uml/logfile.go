@@ -33,8 +33,13 @@ type logFile struct {
 	copying sync.WaitGroup
 }
 
-// openLog begins the log of a guest. One of an earlier guest of that name is put aside.
+// openLog begins the log of a guest. That of an earlier guest of that name is gone then.
 func openLog(path string, limit int64, asStderr bool) (*logFile, error) {
+	for _, old := range []string{path, path + oldSuffix} {
+		if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("remove the log of an earlier guest: %w", err)
+		}
+	}
 	l := &logFile{path: path, max: limit, asStderr: asStderr}
 	return l, l.next()
 }

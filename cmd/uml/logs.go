@@ -82,6 +82,9 @@ func tail(data []byte, lines int) []byte {
 	if lines < 0 {
 		return data
 	}
+	if lines == 0 {
+		return nil
+	}
 	at := len(bytes.TrimSuffix(data, []byte("\n")))
 	for ; lines > 0 && at >= 0; lines-- {
 		at = bytes.LastIndexByte(data[:at], '\n')

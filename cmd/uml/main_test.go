@@ -46,6 +46,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			env.Setenv("XDG_RUNTIME_DIR", run)
+			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state"))
 			env.Defer(func() {
 				if err := removeWhenEnded(run, filepath.Join(bin, "uml")); err != nil {
 					t.Error(err)

@@ -28,10 +28,12 @@ import (
 //	               is there, no process number. It gets the exit code as its last content, for those who have it open.
 //	NAME/guest.json
 //	NAME/uml-*     directories of runs
-//	.logs/NAME.log what a detached guest said, the last one of that name
 //
 // An entry whose lock nobody holds is what a crash has left, and is removed by whoever sees it. The kernel drops a lock
 // with the last copy of the descriptor, all of which close on exec: children do not keep it.
+//
+// What a detached guest of that name said last is elsewhere, since this directory is in RAM as a rule: NAME.log in the
+// user's directory for what programs keep (XDG_STATE_HOME), and only without one in .logs.
 //
 // Of two guests on one root file system the registry only tells who the other one is. What keeps them apart is a lock on
 // the root file system itself (package disk), since a user may have several registries: with sudo, without a login.
@@ -99,7 +101,11 @@ func (g Guest) Client(ctx context.Context) (*Client, error) {
 }
 
 // Registry is where the guests of a user are known by their names.
-type Registry struct{ dir string }
+type Registry struct {
+	dir string
+	// logs is where their logs are.
+	logs string
+}
 
 // OpenRegistry returns the registry of a user, which is in the directory that a login gets for what runs, or else in
 // one of his own below TMPDIR. It is the user of this process, by the number that he has for all processes of his, in
@@ -115,7 +121,30 @@ func OpenRegistry(user int) (Registry, error) {
 			break
 		}
 	}
-	return openRegistry(dir, uid)
+	r, err := openRegistry(dir, uid)
+	if err != nil {
+		return r, err
+	}
+	if state := stateDir(uid); state != "" {
+		r.logs = state
+	}
+	return r, nil
+}
+
+// stateDir is our directory for what is kept (XDG Base Directory Specification), below one that is the user's, as somebody
+// else's may have come along with su(1); "" where there is none.
+func stateDir(uid int) string {
+	place, below := os.Getenv("XDG_STATE_HOME"), ""
+	if filepath.IsAbs(place) {
+		_ = os.MkdirAll(place, 0o700) // what is wrong shows below
+	} else {
+		place, below = os.Getenv("HOME"), ".local/state"
+	}
+	real, err := filepath.EvalSymlinks(place)
+	if err != nil || !filepath.IsAbs(real) || owned(real, uid) != nil {
+		return ""
+	}
+	return filepath.Join(real, below, registryDirName)
 }
 
 func openRegistry(dir string, uid int) (Registry, error) {
@@ -130,7 +159,7 @@ func openRegistry(dir string, uid int) (Registry, error) {
 	if info, err := os.Lstat(dir); err != nil || info.Mode().Perm()&0o077 != 0 {
 		return Registry{}, fmt.Errorf("the directory where guests are known, %s, is open to other users; run chmod 700 on it", dir)
 	}
-	return Registry{dir}, nil
+	return Registry{dir: dir, logs: filepath.Join(dir, logsDir)}, nil
 }
 
 // owned is an error unless dir is a directory of the user's own. A link is none.
@@ -507,12 +536,11 @@ func (r Registry) LogPath(name string) (string, error) {
 	if err := CheckName(name); err != nil {
 		return "", err
 	}
-	dir := filepath.Join(r.dir, logsDir)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", fmt.Errorf("make a directory for logs: %w", err)
+	if err := os.MkdirAll(r.logs, 0o700); err != nil {
+		return "", fmt.Errorf("make a directory for logs: %w; set XDG_STATE_HOME to one that can be written", err)
 	}
-	r.dropLogs(dir)
-	return filepath.Join(dir, name+".log"), nil
+	r.dropLogs(r.logs)
+	return filepath.Join(r.logs, name+".log"), nil
 }
 
 // dropLogs removes the oldest logs when there are too many. Nobody needs them: what fails is tried the next time.

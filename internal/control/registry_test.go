@@ -19,6 +19,7 @@ import (
 func registry(t *testing.T) Registry {
 	t.Helper()
 	place(t)
+	t.Setenv("XDG_STATE_HOME", filepath.Join(t.TempDir(), "state"))
 	r, err := OpenRegistry(os.Geteuid())
 	if err != nil {
 		t.Fatal(err)
@@ -338,6 +339,40 @@ func TestRegistryPlace(t *testing.T) {
 	}
 	if r.dir != want[0] {
 		_ = os.Remove(r.dir) // unless it is in use
+	}
+}
+
+// TestLogsPlace checks that logs are where the user keeps such things, if it is his.
+func TestLogsPlace(t *testing.T) {
+	r := registry(t)
+	home, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(home, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ home, state, want string }{
+		{home, state, filepath.Join(state, "uml/box.log")},
+		{"", state, filepath.Join(state, "uml/box.log")},
+		{home, "", filepath.Join(home, ".local/state/uml/box.log")},
+		{home, "relative", filepath.Join(home, ".local/state/uml/box.log")},
+		{link, "", filepath.Join(home, ".local/state/uml/box.log")},
+		{"/dev/null", "", filepath.Join(r.dir, ".logs/box.log")},
+		{"/", filepath.Join(link, "file"), filepath.Join(home, "file/uml/box.log")},
+		{"", "", filepath.Join(r.dir, ".logs/box.log")},
+	} {
+		t.Setenv("HOME", test.home)
+		t.Setenv("XDG_STATE_HOME", test.state)
+		again, err := OpenRegistry(os.Geteuid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		path, err := again.LogPath("box")
+		if real, _ := filepath.EvalSymlinks(filepath.Dir(path)); err != nil || filepath.Join(real, "box.log") != test.want {
+			t.Errorf("LogPath() with HOME=%s, XDG_STATE_HOME=%s = %s, %v, want %s", test.home, test.state, path, err, test.want)
+		}
+		if info, err := os.Stat(filepath.Dir(path)); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v, want mode 0700", filepath.Dir(path), info.Mode(), err)
+		}
 	}
 }
 
