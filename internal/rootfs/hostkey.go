@@ -37,7 +37,8 @@ func MakeHostKeys(root *os.Root, s boot.Settings) error {
 		return nil // no server, or one whose configuration cannot be read: not ours to mend
 	}
 	for _, name := range []string{hostKeyFile, hostKeyECDSA, hostKeyRSA} {
-		if info, err := root.Stat(name); err == nil && info.Size() > 0 {
+		// A link may lead anywhere in the guest, where we do not look: it is the user's, and stays.
+		if info, err := root.Lstat(name); err == nil && (info.Size() > 0 || !info.Mode().IsRegular()) {
 			return nil
 		}
 	}

@@ -45,6 +45,20 @@ func TestHostKey(t *testing.T) {
 	}
 }
 
+// TestMakeHostKeysLink leaves alone a key that is elsewhere in the guest.
+func TestMakeHostKeysLink(t *testing.T) {
+	root := newTree(t, map[string]string{sshdConfig: ""})
+	if err := root.Symlink("/var/lib/keys/rsa", hostKeyRSA); err != nil {
+		t.Fatal(err)
+	}
+	if err := MakeHostKeys(root, boot.Settings{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := root.Lstat(hostKeyFile); err == nil {
+		t.Errorf("%s was made beside a key", hostKeyFile)
+	}
+}
+
 func TestMakeHostKeys(t *testing.T) {
 	for _, test := range []struct {
 		name  string
