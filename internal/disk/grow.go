@@ -34,6 +34,9 @@ func grow(ctx context.Context, path string, size int64) error {
 	if err != nil {
 		return err
 	}
+	if err := Check(path); err != nil {
+		return err
+	}
 	size = size / blockSize * blockSize
 	if !info.Mode().IsRegular() {
 		return errors.New("is no regular file")
