@@ -150,9 +150,10 @@ func (c *console) output() {
 	_, _ = io.Copy(w, c.host)
 }
 
-// answers says whether a terminal is at the other end. One without a size has nobody before it (docker run -dt).
+// answers says whether a terminal is at the other end, which sees the question. One without a size has nobody before it
+// (docker run -dt).
 func (c *console) answers() bool {
-	if c.restore == nil {
+	if c.restore == nil || !term.IsTerminal(int(c.streams.Stdout.Fd())) {
 		return false
 	}
 	rows, _, err := pty.Getsize(c.streams.Stdin)
