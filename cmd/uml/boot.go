@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -82,6 +83,15 @@ func ownHostname() string {
 	return name
 }
 
+// nameOf makes a guest's name of its root file system's, without what only says that it is a disk.
+func nameOf(path string) string {
+	name := filepath.Base(path)
+	if ext := filepath.Ext(name); slices.Contains(diskNames, ext) {
+		name = strings.TrimSuffix(name, ext)
+	}
+	return control.MakeName(name)
+}
+
 // hostnameOf makes a host name of a guest's name.
 func hostnameOf(name string) string {
 	var labels []string
@@ -97,8 +107,7 @@ func hostnameOf(name string) string {
 func (b *guestBoot) claim(registry control.Registry, job supervisor.Job, cfg config.Config) (*control.Claim, error) {
 	name := b.name
 	if name == "" {
-		base := filepath.Base(rootPath(cfg))
-		name = control.MakeName(strings.TrimSuffix(base, filepath.Ext(base)))
+		name = nameOf(rootPath(cfg))
 	}
 	g := control.Guest{
 		Name: name, PID: os.Getpid(), Started: time.Now(), Disk: cfg.Disk, ReadOnly: cfg.Ephemeral,

@@ -73,6 +73,7 @@ func (b *guestBoot) bootDetached(job supervisor.Job, link *os.File) error {
 			log.close()
 		}
 	}()
+	_ = os.WriteFile("/proc/self/comm", []byte(program), 0) // for ps, which would show "exe"
 	b.detached = true
 	b.entered = func(g control.Guest) error {
 		registry, err := openRegistry()
@@ -105,16 +106,14 @@ func (b *guestBoot) bootDetached(job supervisor.Job, link *os.File) error {
 
 // startDetached starts the child, waits until the guest has started, or is healthy, and prints its name.
 func startDetached(wait bool) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
 	ours, theirs, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer ours.Close()
-	cmd := exec.Command(self, os.Args[1:]...)
+	// Not by its name, which may be another program's by now.
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", linkVariable, linkFD))
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}

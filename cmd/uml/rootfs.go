@@ -132,6 +132,8 @@ func (to rootfsTarget) free() error {
 	case err == nil && len(entries) == 0:
 		return fmt.Errorf("%s is there already, a directory, and is to be a disk image: choose another place, or --ownership=%s "+
 			"for a directory all the same", to.Path, ownPlain)
+	case err != nil && !errors.Is(err, unix.ENOTDIR):
+		return err
 	}
 	return fmt.Errorf("%s is there already: remove it with uml rootfs rm, or choose another place", to.Path)
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"docker-usermode-linux/internal/image"
@@ -25,12 +27,24 @@ func TestTarget(t *testing.T) {
 		{"1G", t.TempDir(), false},
 		{"", dir, false},
 		{"", file, false},
+		{"", strings.Repeat("x", 300), false},
 		{"much", filepath.Join(dir, "new"), false},
 	} {
 		flags := targetFlags{size: test.size}
 		if to, err := flags.target(test.path); (err == nil) != test.ok {
 			t.Errorf("target(%s, %q) = %+v, %v", test.path, test.size, to, err)
 		}
+	}
+}
+
+// TestTargetUnseen checks that nobody is told to remove what nobody could look at.
+func TestTargetUnseen(t *testing.T) {
+	loop := filepath.Join(t.TempDir(), "loop")
+	if err := os.Symlink("loop", loop); err != nil {
+		t.Fatal(err)
+	}
+	if err := (rootfsTarget{Path: loop}).free(); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("free() = %v, want %v", err, syscall.ELOOP)
 	}
 }
 

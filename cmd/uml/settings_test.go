@@ -84,6 +84,17 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+func TestNameOf(t *testing.T) {
+	for path, want := range map[string]string{
+		"/srv/debian": "debian", "/srv/debian-12.5": "debian-12.5", "/srv/disk.img": "disk", "/srv/a.b.ext4": "a.b", "/dev/vg/root": "root",
+		"/srv/root.raw": "root", "/srv/.img": "guest", "/": "guest",
+	} {
+		if got := nameOf(path); got != want {
+			t.Errorf("nameOf(%s) = %q, want %q", path, got, want)
+		}
+	}
+}
+
 func TestHostnameOf(t *testing.T) {
 	for name, want := range map[string]string{"box": "box", "my_box": "my-box", "a..b": "a.b", "a-.b_": "a.b", "debian.12": "debian.12"} {
 		if got := hostnameOf(name); got != want {
