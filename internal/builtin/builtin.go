@@ -6,7 +6,8 @@
 // The kernel is executed from an anonymous file: nothing is written to a disk, nothing is left behind, and no directory
 // has to allow it. It executes /proc/self/exe once more when it starts, which leads to the same file. Where the host
 // forbids that (sysctl vm.memfd_noexec=2, or a security module), it is a file in the user's cache directory instead, named
-// by its hash: made beside its place, renamed there, and its content compared before every use.
+// by its hash: made beside its place, renamed there, and its content compared before every use. Those of other versions
+// are removed; a guest that runs one keeps it.
 //
 // Neither is compressed. The kernel has 10 MB: written to memory that takes some 3 ms of a start, unpacked from zstd or
 // gzip 25 or 100 ms, for 6 MB less of a file that is downloaded compressed anyway.
@@ -18,7 +19,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -100,6 +100,9 @@ func fill(fd int, path string, data []byte, executable bool) error {
 	return nil
 }
 
+// idSize is how much of its hash a file is named by, in bytes.
+const idSize = 8
+
 // cache returns the path of an executable file with that content in the user's cache directory.
 func cache(name string, data []byte) (string, error) {
 	base, err := os.UserCacheDir()
@@ -107,24 +110,34 @@ func cache(name string, data []byte) (string, error) {
 		return "", err
 	}
 	sum := sha256.Sum256(data)
-	dir := filepath.Join(base, "uml", hex.EncodeToString(sum[:8]))
+	dir := filepath.Join(base, "uml", hex.EncodeToString(sum[:idSize]))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, name)
-	switch err := verify(path, data); {
-	case err == nil:
+	if verify(path, data) == nil {
 		return path, nil
-	case !errors.Is(err, fs.ErrNotExist):
-		// Damaged, or somebody else's: replaced, and that is only possible in a directory of our own.
 	}
+	// Not there, damaged, or somebody else's: replaced, and that is only possible in a directory of our own.
 	if err := replace(path, data); err != nil {
 		return "", err
 	}
+	dropOthers(filepath.Dir(dir), filepath.Base(dir), name)
 	return path, verify(path, data)
 }
 
-// verify is an error unless a file has that content, and nobody but us can change it.
+// dropOthers removes the files of that name in the directories beside keep. What cannot be removed is in nobody's way.
+func dropOthers(base, keep, name string) {
+	entries, _ := os.ReadDir(base)
+	for _, e := range entries {
+		if id, err := hex.DecodeString(e.Name()); err == nil && len(id) == idSize && e.Name() != keep {
+			_ = os.Remove(filepath.Join(base, e.Name(), name))
+			_ = os.Remove(filepath.Join(base, e.Name())) // if nothing else is in it
+		}
+	}
+}
+
+// verify is an error unless a file has that content, can be executed, and nobody but us can change it.
 func verify(path string, data []byte) error {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -133,6 +146,9 @@ func verify(path string, data []byte) error {
 	owner := int(info.Sys().(*syscall.Stat_t).Uid)
 	if !info.Mode().IsRegular() || info.Mode().Perm() != 0o500 || owner != os.Geteuid() {
 		return fmt.Errorf("%s is not a file that only user %d can change", path, os.Geteuid())
+	}
+	if err := unix.Access(path, unix.X_OK); err != nil {
+		return fmt.Errorf("%s cannot be executed, as on a file system that is mounted noexec: %w", path, err)
 	}
 	have, err := os.ReadFile(path)
 	if err != nil {

@@ -2,6 +2,7 @@ package builtin
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -107,8 +108,22 @@ func TestCache(t *testing.T) {
 	if len(left) > 0 {
 		t.Errorf("files that are left: %v", left)
 	}
+	// Of another kernel only what is ours is removed.
+	foreign := filepath.Join(filepath.Dir(filepath.Dir(path)), "foreign", "linux")
+	if err := os.MkdirAll(filepath.Dir(foreign), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	other, err := cache("linux", append(data, 0))
 	if err != nil || other == path || !strings.HasPrefix(other, os.Getenv("XDG_CACHE_HOME")) {
 		t.Errorf("cache() of another kernel = %s, %v", other, err)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the older kernel: %v, want it gone", err)
+	}
+	if _, err := os.Stat(foreign); err != nil {
+		t.Error(err)
 	}
 }
