@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	"docker-usermode-linux/internal/command"
 	"docker-usermode-linux/internal/control"
+	"docker-usermode-linux/internal/pid1"
 	"docker-usermode-linux/internal/supervisor"
 )
 
@@ -44,17 +44,10 @@ const (
 
 // detachedLink is the pipe to the parent in a child of up -d, nil in any other process.
 func detachedLink() *os.File {
-	value, ok := os.LookupEnv(linkVariable)
-	if !ok {
+	fd := pid1.Inherit(linkVariable, linkFD)
+	if fd < 0 {
 		return nil
 	}
-	_ = os.Unsetenv(linkVariable)
-	fd, err := strconv.Atoi(value)
-	var stat unix.Stat_t
-	if err != nil || fd != linkFD || unix.Fstat(fd, &stat) != nil || stat.Mode&unix.S_IFMT != unix.S_IFIFO {
-		return nil // not ours
-	}
-	unix.CloseOnExec(fd)
 	return os.NewFile(uintptr(fd), "link")
 }
 

@@ -22,6 +22,7 @@ import (
 	"docker-usermode-linux/internal/config"
 	"docker-usermode-linux/internal/disk"
 	"docker-usermode-linux/internal/image"
+	"docker-usermode-linux/internal/tempfile"
 	debian "docker-usermode-linux/rootfs/debian"
 )
 
@@ -398,12 +399,9 @@ func debootstrap(ctx context.Context, o debianOptions) (*os.File, error) {
 	if err := os.Chmod(recipe, 0o755); err != nil {
 		return nil, err
 	}
-	archive, err := os.CreateTemp("", "uml-archive-")
+	archive, err := tempfile.New("")
 	if err != nil {
 		return nil, err
-	}
-	if err := os.Remove(archive.Name()); err != nil {
-		return nil, errors.Join(err, archive.Close())
 	}
 	ctx, stop := signal.NotifyContext(ctx, endSignals...)
 	defer stop()

@@ -8,7 +8,7 @@ import (
 	"math"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"docker-usermode-linux/internal/tempfile"
 )
 
 // cowHeader is the start of a file in which UML's ubd driver keeps what was written, while what was not stays in a
@@ -57,7 +57,7 @@ func Ephemeral(image, name, dir string) (*os.File, error) {
 	if copy(header.Backing[:len(header.Backing)-1], name) < len(name) || name == "" {
 		return nil, fmt.Errorf("ephemeral disk: %q is too long a name", name)
 	}
-	f, err := unnamed(dir)
+	f, err := tempfile.New(dir)
 	if err != nil {
 		return nil, fmt.Errorf("ephemeral disk: %w", err)
 	}
@@ -92,25 +92,4 @@ func cowSizes(size int64) (data, total int64) {
 	bitmap := (size + 8*cowSector - 1) / (8 * cowSector)
 	data = roundUp(roundUp(int64(binary.Size(cowHeader{})), cowAlignment)+bitmap, cowAlignment)
 	return data, data + size
-}
-
-// unnamed makes a file that is gone when it is closed.
-func unnamed(dir string) (*os.File, error) {
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err == nil {
-		return os.NewFile(uintptr(fd), "ephemeral disk"), nil
-	}
-	return removed(dir) // not every file system has O_TMPFILE
-}
-
-func removed(dir string) (*os.File, error) {
-	f, err := os.CreateTemp(dir, ".disk-")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }

@@ -3,7 +3,6 @@ package disk
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,26 +69,6 @@ func TestEphemeralNot(t *testing.T) {
 		if _, err := Ephemeral(filepath.Join(dir, test.image), test.name, test.dir); err == nil ||
 			!strings.Contains(err.Error(), test.want) {
 			t.Errorf("Ephemeral(%s, %.10s, %s) = %v, want %q", test.image, test.name, test.dir, err, test.want)
-		}
-	}
-}
-
-// TestUnnamed opens such a file by its descriptor, as the kernel does.
-func TestUnnamed(t *testing.T) {
-	for name, make := range map[string]func(string) (*os.File, error){"O_TMPFILE": unnamed, "removed": removed} {
-		f, err := make(t.TempDir())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		again, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0)
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		defer again.Close()
-		if _, err := again.Write([]byte("x")); err != nil {
-			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

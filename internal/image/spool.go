@@ -8,41 +8,31 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"docker-usermode-linux/internal/tempfile"
 )
 
 // spool copies r to a temporary file that has no name, so that it is gone when it is closed or the process dies.
 func spool(ctx context.Context, r io.Reader, dir string, m *meter) (*os.File, error) {
-	file, err := newSpool(dir)
-	if err != nil {
-		return nil, err
+	if dir == "" {
+		dir = os.TempDir()
 	}
-	if err := fillSpool(ctx, file, r, m); err != nil {
+	file, err := tempfile.New(dir)
+	if err != nil {
+		return nil, spoolError(dir, err)
+	}
+	if err := fillSpool(ctx, file, dir, r, m); err != nil {
 		_ = file.Close() // the first error tells more
 		return nil, err
 	}
 	return file, nil
 }
 
-func newSpool(dir string) (*os.File, error) {
-	if dir == "" {
-		dir = os.TempDir()
-	}
-	file, err := os.CreateTemp(dir, "uml-image-*")
-	if err != nil {
-		return nil, spoolError(dir, err)
-	}
-	if err := os.Remove(file.Name()); err != nil {
-		_ = file.Close()
-		return nil, spoolError(dir, err)
-	}
-	return file, nil
-}
-
-func fillSpool(ctx context.Context, file *os.File, r io.Reader, m *meter) error {
+func fillSpool(ctx context.Context, file *os.File, dir string, r io.Reader, m *meter) error {
 	source := &contextReader{ctx: ctx, r: r}
 	_, err := io.Copy(file, io.TeeReader(source, m))
 	if err != nil && source.err == nil {
-		return spoolError(file.Name(), err)
+		return spoolError(dir, err)
 	}
 	return err
 }

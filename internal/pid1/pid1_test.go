@@ -506,11 +506,11 @@ func TestReportOutsideRun(t *testing.T) {
 func TestInheritLeavesStrangeDescriptorsAlone(t *testing.T) {
 	for _, value := range []string{"", "x", "-1", "1", "4", "999999"} {
 		t.Setenv(statusVariable, value)
-		if got := inherit(); got != -1 {
-			t.Errorf("inherit() with %s=%q = %d, want -1", statusVariable, value, got)
+		if got := Inherit(statusVariable, statusFD); got != -1 {
+			t.Errorf("Inherit() with %s=%q = %d, want -1", statusVariable, value, got)
 		}
 		if _, ok := os.LookupEnv(statusVariable); ok {
-			t.Errorf("inherit() left %s in the environment", statusVariable)
+			t.Errorf("Inherit() left %s in the environment", statusVariable)
 		}
 	}
 }

@@ -25,17 +25,19 @@ const (
 //
 // A variable and not a call in the supervise role: this way it is not possible to start a process before the
 // descriptor is close-on-exec, which would then hold the pipe open.
-var reportFD = inherit()
+var reportFD = Inherit(statusVariable, statusFD)
 
-// inherit takes the status pipe over from Run. What is no pipe is left alone: then the variable is somebody else's.
-func inherit() int {
-	value, ok := os.LookupEnv(statusVariable)
+// Inherit takes a pipe over from the process that has started this one, with descriptor want: the variable has its number.
+// It is taken out of the environment, and the descriptor made close-on-exec. Without one the result is -1. What is no pipe
+// is left alone: then the variable is somebody else's.
+func Inherit(variable string, want int) int {
+	value, ok := os.LookupEnv(variable)
 	if !ok {
 		return -1
 	}
-	os.Unsetenv(statusVariable) // fails on a malformed name only
+	os.Unsetenv(variable) // fails on a malformed name only
 	fd, err := strconv.Atoi(value)
-	if err != nil || fd != statusFD {
+	if err != nil || fd != want {
 		return -1
 	}
 	var stat unix.Stat_t
