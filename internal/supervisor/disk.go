@@ -56,6 +56,9 @@ func makeChanges(image, runDir string) (*os.File, error) {
 	return nil, errors.Join(errs...)
 }
 
+// oneLock says that the kernel must not lock the disk, too.
+func (d rootDisk) oneLock() bool { return d.held != nil && d.held.OneLock() }
+
 func (d rootDisk) close() {
 	if d.changes != nil {
 		_ = d.changes.Close() // it has no name, and is gone

@@ -217,6 +217,7 @@ func run(
 		Place:      cfg.CPUPlacement,
 		HostFS:     hostFS,
 		Disk:       cfg.Disk,
+		DiskHeld:   root.oneLock(),
 		Changes:    root.changes,
 		Dir:        dir,
 		ID:         umlID,
