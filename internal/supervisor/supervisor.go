@@ -171,6 +171,7 @@ func run(
 		stopTimeout: cfg.StopTimeout,
 		ports:       expectedPorts(cfg.Ports),
 		network:     network.network,
+		ram:         ram,
 		begun:       job.Started,
 	}
 	if err := serveControl(ctx, &running, dir, metrics, g); err != nil {
