@@ -26,7 +26,7 @@ func WriteStatus(out io.Writer, s supervisor.Status) error {
 		row("CPUs", "%d, load %.2f", g.CPUs, g.Load)
 		row("Memory", "%s of %s used", iec(g.MemTotal-min(g.MemAvailable, g.MemTotal)), iec(g.MemTotal))
 	}
-	row("On the host", "%s resident, process %d", iec(s.HostResident), s.PID)
+	row("On the host", "%s resident, %s given back so far, process %d", iec(s.HostResident), iec(s.HostReturned), s.PID)
 	if s.Mode != "" {
 		row("Mode", "%s", s.Mode)
 	}

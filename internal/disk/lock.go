@@ -20,7 +20,7 @@ type Held struct{ file *os.File }
 //
 // Who runs a guest should hold its image. The lock is flock(2)'s, which does not get into the way of the one that the
 // kernel's ubd driver sets itself, with fcntl(2), when the guest opens the device (os_lock_file in
-// arch/um/os-Linux/file.c). On NFS the two are one, and the kernel has to be told not to lock: ubd0c=image.
+// arch/um/os-Linux/file.c), but on NFS: see OneLock.
 func Lock(path string) (*Held, error) { return lock(path, os.O_RDWR, unix.LOCK_EX, unix.F_WRLCK) }
 
 // LockShared holds an image for one who only reads it, and fails with ErrInUse where anyone writes to it.
@@ -80,6 +80,13 @@ func lockFile(f *os.File, how int, kind int16) error {
 		return fmt.Errorf("%w by process %d", ErrInUse, theirs.Pid)
 	}
 	return nil
+}
+
+// OneLock says that the file system makes no difference between our lock and that of the kernel's driver, as NFS does: the
+// driver would be refused, and has to be told to do without (ubd0c=image).
+func (h *Held) OneLock() bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(h.file.Fd()), &st) == nil && st.Type == unix.NFS_SUPER_MAGIC
 }
 
 // Release lets it go.

@@ -77,6 +77,9 @@ func makeChanges(image, runs string) (*os.File, error) {
 	return nil, errors.Join(errs...)
 }
 
+// oneLock says that the kernel must not lock the disk, too.
+func (h rootHold) oneLock() bool { return h.held != nil && h.held.OneLock() }
+
 func (h rootHold) release() {
 	if h.changes != nil {
 		_ = h.changes.Close() // it has no name, and is gone

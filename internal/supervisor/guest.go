@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"docker-usermode-linux/internal/agent"
+	"docker-usermode-linux/internal/balloon"
 	"docker-usermode-linux/internal/mconsole"
 	"docker-usermode-linux/internal/slirp"
 	"docker-usermode-linux/internal/uml"
@@ -35,7 +36,8 @@ type guest struct {
 	console   *console
 	initramfs *os.File
 	link      *agentLink
-	network   *slirp.Network // nil: none
+	network   *slirp.Network   // nil: none
+	ram       *balloon.Balloon // nil: none
 	// session is the command that the guest is run for, nil: none.
 	session *session
 	log     zerolog.Logger

@@ -22,13 +22,13 @@ import (
 func serveControl(
 	ctx context.Context, running *sync.WaitGroup, dir string, metrics net.Listener, g *guest,
 ) error {
-	socket, err := control.Listen(dir, control.Socket)
+	exec, err := control.Listen(dir, control.ExecSocket)
 	if err != nil {
 		return errors.Join(err, closeIf(metrics))
 	}
-	exec, err := control.Listen(dir, control.ExecSocket)
+	socket, err := control.Listen(dir, control.Socket) // last: it is what a guest is found by
 	if err != nil {
-		return errors.Join(err, socket.Close(), closeIf(metrics))
+		return errors.Join(err, exec.Close(), closeIf(metrics))
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {

@@ -50,6 +50,8 @@ type Status struct {
 	// HostResident is what the kernel's process holds of the host's memory in bytes: the guest's RAM that was ever used,
 	// and the kernel itself.
 	HostResident uint64 `json:"host_resident"`
+	// HostReturned is what the guest has given back to the host so far, in bytes; it may have taken it again.
+	HostReturned uint64 `json:"host_returned"`
 	// Guest is what its agent says, nil as long as it does not.
 	Guest *agent.Status `json:"guest,omitempty"`
 	// Forwards is the number of forwarded ports, Flows that of live flows; of a guest with a network.
@@ -78,6 +80,9 @@ func (g *guest) status(ctx context.Context) Status {
 	}
 	s.PID = int(g.pid.Load())
 	s.HostResident = residentBytes(s.PID)
+	if g.ram != nil {
+		s.HostReturned = g.ram.Returned()
+	}
 	s.Mode = uml.UserspaceMode(s.PID)
 
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)

@@ -182,6 +182,7 @@ func run(
 		stopTimeout: cfg.StopTimeout,
 		ports:       expectedPorts(cfg.Ports),
 		network:     network.network,
+		ram:         ram,
 		begun:       job.Started,
 	}
 	if err := serveControl(ctx, &running, dir, metrics, g); err != nil {
@@ -223,6 +224,7 @@ func run(
 		Place:      cfg.CPUPlacement,
 		HostFS:     hostFS,
 		Disk:       cfg.Disk,
+		DiskHeld:   root.oneLock(),
 		Changes:    root.changes,
 		Dir:        dir,
 		ID:         umlID,

@@ -59,6 +59,8 @@ type Options struct {
 	HostFS string
 	// Disk is the image or block device that has the guest's root file system; without it that is HostFS.
 	Disk string
+	// DiskHeld has the kernel set no lock on it, because whoever starts it holds one that would be in the way.
+	DiskHeld bool
 	// Changes gets what the guest writes to Disk, which is only read then (package disk, Ephemeral).
 	Changes *os.File
 	// Dir is a writable directory for the pid file and the management console's socket, which is
@@ -119,13 +121,15 @@ func (o Options) Cmdline() []string {
 	if o.HostFS != "" {
 		add("hostfs=%s", o.HostFS)
 	}
-	switch {
-	case o.Disk != "" && o.Changes != nil:
-		add("ubd0=%s,%s", o.inherited(o.Changes), o.Disk)
-	case o.Disk != "":
-		add("ubd0=%s", o.Disk)
-	}
 	if o.Disk != "" {
+		name, files := "ubd0", o.Disk
+		if o.DiskHeld {
+			name = "ubd0c"
+		}
+		if o.Changes != nil {
+			files = o.inherited(o.Changes) + "," + files
+		}
+		add("%s=%s", name, files)
 		add("root=%s", rootDisk)
 	}
 	if o.Dir != "" {

@@ -70,8 +70,8 @@ func TestCmdlineChanges(t *testing.T) {
 	if got := o.Cmdline(); !slices.Contains(got, "ubd0=/proc/self/fd/4,/srv/disk") || !slices.Contains(got, "initrd=/proc/self/fd/3") {
 		t.Errorf("Cmdline() with changes = %q, want descriptors 3 and 4", got)
 	}
-	o.Initramfs = nil
-	if got := o.Cmdline(); !slices.Contains(got, "ubd0=/proc/self/fd/3,/srv/disk") {
+	o.Initramfs, o.DiskHeld = nil, true
+	if got := o.Cmdline(); !slices.Contains(got, "ubd0c=/proc/self/fd/3,/srv/disk") {
 		t.Errorf("Cmdline() with changes alone = %q, want descriptor 3", got)
 	}
 	if got := o.files(); !slices.Equal(got, []*os.File{changes}) {

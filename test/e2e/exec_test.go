@@ -42,6 +42,7 @@ type status struct {
 		}
 	}
 	HostResident uint64 `json:"host_resident"`
+	HostReturned uint64 `json:"host_returned"`
 	Forwards     int
 }
 

@@ -72,4 +72,7 @@ func TestMemoryReturns(t *testing.T) {
 		}
 		return nil
 	})
+	if s, err := c.status(); err != nil || s.HostReturned>>20 < used*9/10 {
+		t.Errorf("status says that %d MiB were given back, %v", s.HostReturned>>20, err)
+	}
 }
