@@ -40,5 +40,6 @@ func lingers(root fs.FS, dir, name string) string {
 	if _, err := fs.Stat(root, path.Join(lingerDir, name)); !errors.Is(err, fs.ErrNotExist) {
 		return ""
 	}
-	return fmt.Sprintf("when you have logged out the guest ends, or is not found any more: to keep it, loginctl enable-linger %s", name)
+	return fmt.Sprintf("when you have logged out the guest ends, or is not found any more: to keep it, loginctl enable-linger %s",
+		name)
 }

@@ -86,8 +86,8 @@ func TestDefaults(t *testing.T) {
 
 func TestNameOf(t *testing.T) {
 	for path, want := range map[string]string{
-		"/srv/debian": "debian", "/srv/debian-12.5": "debian-12.5", "/srv/disk.img": "disk", "/srv/a.b.ext4": "a.b", "/dev/vg/root": "root",
-		"/srv/root.raw": "root", "/srv/.img": "guest", "/": "guest",
+		"/srv/debian": "debian", "/srv/debian-12.5": "debian-12.5", "/srv/disk.img": "disk", "/srv/a.b.ext4": "a.b",
+		"/dev/vg/root": "root", "/srv/root.raw": "root", "/srv/.img": "guest", "/": "guest",
 	} {
 		if got := nameOf(path); got != want {
 			t.Errorf("nameOf(%s) = %q, want %q", path, got, want)
