@@ -59,11 +59,6 @@ func setUpNIC(nl *netlink.Handle, n boot.Network) error {
 // configure gives the NIC its addresses and routes, and brings it up. What goes wrong with IPv6, which a kernel argument
 // may have switched off (ipv6.disable_ipv6=1), is noted, and costs IPv6 alone.
 func configure(nl *netlink.Handle, nic netlink.Link, n boot.Network) error {
-	// The kernel announces the address by itself when the NIC comes up: the host side takes the first frame as a sign
-	// that the guest can be reached. So the address has to be there before.
-	if err := writeSysctl("ipv4/conf/"+n.Device+"/arp_notify", "1"); err != nil {
-		return err
-	}
 	// The gateway's router advertisements are for userlands that ask for them; here they would only make a second
 	// address.
 	err := writeSysctl("ipv6/conf/"+n.Device+"/accept_ra", "0")
@@ -101,7 +96,21 @@ func configure(nl *netlink.Handle, nic netlink.Link, n boot.Network) error {
 			return err
 		}
 	}
+	for _, a := range n.Addresses {
+		if a.Gateway.Is4() {
+			noteErr("ask for the gateway: %w", askFor(nl, nic, a.Gateway))
+		}
+	}
 	return nil
+}
+
+// askFor has the kernel ask who has an address, as if there were something to send to it. The host side takes the guest's
+// first frame as a sign that it can be reached: so it is sent when that is true, routes included. Without them the guest
+// drops what comes, and the first client waits a second for its retransmission.
+func askFor(nl *netlink.Handle, nic netlink.Link, addr netip.Addr) error {
+	return nl.NeighAdd(&netlink.Neigh{
+		LinkIndex: nic.Attrs().Index, Family: unix.AF_INET, IP: addr.AsSlice(), Flags: unix.NTF_USE,
+	})
 }
 
 func addAddress(nl *netlink.Handle, nic netlink.Link, prefix netip.Prefix) error {

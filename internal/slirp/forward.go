@@ -85,9 +85,10 @@ func (n *Network) serveClient(f *forward, fd int, client netip.AddrPort) {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, n.limits.guestUp)
 	early := !n.isUp.Load()
-	flow, err := n.reachGuest(ctx, f, client)
-	for (early || n.mayStart(f)) && isRefused(err) && sleep(ctx, n.retryPause()) {
-		flow, err = n.reachGuest(ctx, f, client)
+	again := func() bool { return early || n.mayStart(f) }
+	flow, err := n.reachGuest(ctx, f, client, again())
+	for isRefused(err) && again() && sleep(ctx, n.retryPause()) {
+		flow, err = n.reachGuest(ctx, f, client, true)
 	}
 	cancel()
 	if err == nil {
@@ -188,8 +189,9 @@ const (
 )
 
 // reachGuest waits for the guest's NIC and connects to the guest on behalf of a client. The flow that it returns lacks
-// the host's side.
-func (n *Network) reachGuest(ctx context.Context, f *forward, client netip.AddrPort) (*tcpFlow, error) {
+// the host's side. If it will be tried again, one way that is silent is not waited for when the others are refused: a guest
+// that boots may not be able to answer by it yet.
+func (n *Network) reachGuest(ctx context.Context, f *forward, client netip.AddrPort, again bool) (*tcpFlow, error) {
 	select {
 	case <-n.up:
 	case <-ctx.Done():
@@ -212,7 +214,7 @@ func (n *Network) reachGuest(ctx context.Context, f *forward, client netip.AddrP
 		order = [numWays]int{toOtherFamily, fromClient, fromGateway}
 	}
 	begun := n.now()
-	winner, err := n.try(ctx, ways, order, strict)
+	winner, err := n.try(ctx, ways, order, strict, again)
 	for _, w := range ways {
 		if w != winner {
 			w.abandon()
@@ -240,8 +242,9 @@ func (n *Network) reachGuest(ctx context.Context, f *forward, client netip.AddrP
 }
 
 // try goes the ways in the given order until it is clear which one is taken. If strict, silence on one is no reason to
-// begin the next. The caller abandons the others.
-func (n *Network) try(ctx context.Context, ways [numWays]*way, order [numWays]int, strict bool) (*way, error) {
+// begin the next; if again, the last one has less time for an answer when another was refused. The caller abandons the
+// others.
+func (n *Network) try(ctx context.Context, ways [numWays]*way, order [numWays]int, strict, again bool) (*way, error) {
 	news := make(chan struct{}, 1)
 	patience := time.NewTimer(n.limits.silence) // with the way that was begun last
 	defer patience.Stop()
@@ -261,7 +264,11 @@ func (n *Network) try(ctx context.Context, ways [numWays]*way, order [numWays]in
 				n.begin(ways[order[begun]], news)
 				begun++
 				impatient = false
-				patience.Reset(n.limits.silence)
+				silence := n.limits.silence
+				if again && begun == numWays && refused(ways) {
+					silence /= 10
+				}
+				patience.Reset(silence)
 			}
 		}
 		select {
