@@ -3,8 +3,10 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -130,6 +132,16 @@ func (s settings) prepare(chosen []environment) (turn, error) {
 	}
 	if err := command("cp", s.work, filepath.Join(fresh.rootDir(), guestWork)); err != nil {
 		return fresh, err
+	}
+	// Git wants it; an image has no devices.
+	null := filepath.Join(fresh.rootDir(), os.DevNull)
+	if _, err := os.Stat(null); errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(null), 0o755); err != nil {
+			return fresh, err
+		}
+		if err := command("mknod", "-m", "666", null, "c", "1", "3"); err != nil {
+			return fresh, err
+		}
 	}
 	if err := command("chroot", fresh.rootDir(), guestWork, "tree", "/bench/tree"); err != nil {
 		return fresh, err
