@@ -150,7 +150,7 @@ func TestReadOnlyRootfs(t *testing.T) {
 	if code != 0 {
 		t.Errorf("exit code %d, want 0", code)
 	}
-	for _, want := range []string{"root file system is read-only", "Read-only file system\n/etc/debian_version"} {
+	for _, want := range []string{"root file system is read-only", "'/file': Read-only file system\n", "\n/etc/debian_version\n"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("no %q in\n%s\n%s", want, stdout, stderr)
 		}
