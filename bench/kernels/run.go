@@ -133,15 +133,8 @@ func (s settings) prepare(chosen []environment) (turn, error) {
 	if err := command("cp", s.work, filepath.Join(fresh.rootDir(), guestWork)); err != nil {
 		return fresh, err
 	}
-	// Git wants it; an image has no devices.
-	null := filepath.Join(fresh.rootDir(), os.DevNull)
-	if _, err := os.Stat(null); errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(filepath.Dir(null), 0o755); err != nil {
-			return fresh, err
-		}
-		if err := command("mknod", "-m", "666", null, "c", "1", "3"); err != nil {
-			return fresh, err
-		}
+	if err := makeDevices(filepath.Join(fresh.rootDir(), "dev")); err != nil {
+		return fresh, err
 	}
 	if err := command("chroot", fresh.rootDir(), guestWork, "tree", "/bench/tree"); err != nil {
 		return fresh, err
@@ -151,6 +144,24 @@ func (s settings) prepare(chosen []environment) (turn, error) {
 	}
 	fresh.noDisk = makeDisk(fresh)
 	return fresh, nil
+}
+
+// makeDevices makes the nodes that programs take for granted (mem(4), random(4)), as far as they are missing: an image has
+// none.
+func makeDevices(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, minor := range map[string]string{"null": "3", "zero": "5", "random": "8", "urandom": "9"} {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := command("mknod", "-m", "666", path, "c", "1", minor); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func makeDisk(t turn) error {
