@@ -3,9 +3,7 @@
 package main
 
 import (
-	"flag"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -71,30 +69,11 @@ func reasons(f figures.Figures) string {
 }
 
 func reportMain(args []string) error {
-	set := flag.NewFlagSet("report", flag.ContinueOnError)
-	into := set.String("into", "", "a page to write the table into")
-	if err := set.Parse(args); err != nil {
-		return err
-	}
-	if set.NArg() != 1 {
-		return fmt.Errorf("report: %d files given, takes one", set.NArg())
-	}
-	raw, err := os.Open(set.Arg(0))
-	if err != nil {
-		return err
-	}
-	defer raw.Close()
-	f, err := figures.Read(raw, benchmark)
-	if err != nil {
-		return err
-	}
-	text := table(f)
-	if why := reasons(f); why != "" {
-		text += "\n" + why
-	}
-	fmt.Print(text)
-	if *into == "" {
-		return nil
-	}
-	return figures.WriteInto(*into, "guest", text)
+	return figures.Report(args, benchmark, "guest", func(f figures.Figures) (page, more string) {
+		page = table(f)
+		if why := reasons(f); why != "" {
+			page += "\n" + why
+		}
+		return page, ""
+	})
 }

@@ -3,9 +3,7 @@
 package main
 
 import (
-	"flag"
 	"fmt"
-	"os"
 	"strings"
 
 	"docker-usermode-linux/bench/figures"
@@ -77,29 +75,11 @@ func table(f figures.Figures) string {
 }
 
 func reportMain(args []string) error {
-	set := flag.NewFlagSet("report", flag.ContinueOnError)
-	into := set.String("into", "", "a page to write the table into")
-	if err := set.Parse(args); err != nil {
-		return err
-	}
-	if set.NArg() != 1 {
-		return fmt.Errorf("report: %d files given, takes one", set.NArg())
-	}
-	raw, err := os.Open(set.Arg(0))
-	if err != nil {
-		return err
-	}
-	defer raw.Close()
-	f, err := figures.Read(raw, benchmark)
-	if err != nil {
-		return err
-	}
-	fmt.Print(table(f))
-	for _, m := range f.Missing {
-		fmt.Printf("- %s: %s\n", strings.NewReplacer("peer=", "", "/mtu=", ", MTU ", "/test=", ", ").Replace(m.Name), m.Why)
-	}
-	if *into == "" {
-		return nil
-	}
-	return figures.WriteInto(*into, "network", table(f))
+	return figures.Report(args, benchmark, "network", func(f figures.Figures) (page, more string) {
+		var why strings.Builder
+		for _, m := range f.Missing {
+			fmt.Fprintf(&why, "- %s: %s\n", strings.NewReplacer("peer=", "", "/mtu=", ", MTU ", "/test=", ", ").Replace(m.Name), m.Why)
+		}
+		return table(f), why.String()
+	})
 }
