@@ -52,8 +52,7 @@
 //
 //	MEM                  RAM of the guest: a number with k, M or G. Default 256M.
 //	CPUS                 Number of the guest's CPUs, 1 to 64, or auto: as many as the container may use (cpuset and quota), 8
-//	                     at most. Default auto. Each is a thread of the kernel's process. Processes run side by side on
-//	                     them; the threads of one process take turns, and switch a little slower than on one CPU.
+//	                     at most. Default auto. Each is a thread of the kernel's process.
 //	USERSPACE            How the guest's programs are run: seccomp, ptrace or auto. Default auto: seccomp, or ptrace where the
 //	                     host forbids that. seccomp is fast and can have several CPUs, but a program in the guest that means
 //	                     harm can reach the guest kernel's memory; ptrace keeps it out, is slower and has one CPU.

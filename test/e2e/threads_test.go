@@ -1,0 +1,173 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestThreads has threads of one program run at once in a guest with two CPUs, and change the memory that they share.
+func TestThreads(t *testing.T) {
+	t.Parallel()
+	stdout, stderr, code := run(t, "", "-e", "CPUS=2", "-v", self(t)+":/rootfs/peer:ro", "--", "run", "/peer", "threads")
+	if code != 0 {
+		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// threads checks what programs with threads rely on. Each check takes no second; one that the threads make by turns, each
+// for a tick, takes minutes.
+func threads() error {
+	runtime.GOMAXPROCS(4)
+	if err := threadsMeet(100_000); err != nil {
+		return err
+	}
+	if err := threadsUnmap(3000); err != nil {
+		return err
+	}
+	return threadsFork(100)
+}
+
+// other runs f in another thread, and returns how to wait for its end.
+func other(f func()) (wait func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	return func() { <-done }
+}
+
+// threadsMeet has two threads wait for each other without a system call: they have to run at once.
+func threadsMeet(rounds int64) error {
+	var turn atomic.Int64
+	wait := other(func() {
+		for i := range rounds {
+			for turn.Load() != 2*i+1 {
+			}
+			turn.Store(2*i + 2)
+		}
+	})
+	for i := range rounds {
+		turn.Store(2*i + 1)
+		for turn.Load() != 2*i+2 {
+		}
+	}
+	wait()
+	return nil
+}
+
+// page is memory of its own.
+func page() (*atomic.Int64, []byte, error) {
+	memory, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, nil, err
+	}
+	return (*atomic.Int64)(unsafe.Pointer(&memory[0])), memory, nil
+}
+
+// threadsUnmap takes a page from under a thread that reads it all the time: once madvise(2) has returned, nobody sees what
+// was there.
+func threadsUnmap(rounds int) error {
+	value, memory, err := page()
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(memory)
+	var turn atomic.Bool
+	var failed error
+	wait := other(func() {
+		for i := range rounds {
+			for turn.Load() {
+			}
+			value.Store(int64(i) + 1)
+			if err := unix.Madvise(memory, unix.MADV_DONTNEED); err != nil && failed == nil {
+				failed = err
+			}
+			turn.Store(true)
+		}
+	})
+	stale := 0
+	for range rounds {
+		for !turn.Load() {
+			value.Load()
+		}
+		if value.Load() != 0 {
+			stale++
+		}
+		turn.Store(false)
+	}
+	wait()
+	if failed != nil {
+		return failed
+	}
+	if stale > 0 {
+		return fmt.Errorf("in %d of %d rounds a thread saw what another one had unmapped", stale, rounds)
+	}
+	return nil
+}
+
+// threadsFork forks while a thread writes: what the child has of that does not change any more.
+func threadsFork(rounds int) error {
+	value, memory, err := page()
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(memory)
+	var stop atomic.Bool
+	wait := other(func() {
+		for !stop.Load() {
+			value.Add(1)
+		}
+	})
+	changed := 0
+	for range rounds {
+		var status syscall.WaitStatus
+		pid, err := forkAndWatch(value)
+		if err == nil {
+			_, err = syscall.Wait4(pid, &status, 0, nil)
+		}
+		if err != nil {
+			return err
+		}
+		if status.ExitStatus() != 0 {
+			changed++
+		}
+	}
+	stop.Store(true)
+	wait()
+	if changed > 0 {
+		return fmt.Errorf("%d of %d children saw their memory change", changed, rounds)
+	}
+	return nil
+}
+
+// forkAndWatch returns the process id of a child, whose exit code is 1 when value changes. The child is without Go's
+// other threads, and so makes nothing but system calls.
+func forkAndWatch(value *atomic.Int64) (int, error) {
+	pid, _, errno := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	if pid != 0 {
+		return int(pid), nil
+	}
+	var code uintptr
+	first := value.Load()
+	for range 50 {
+		syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0)
+		if value.Load() != first {
+			code = 1
+		}
+	}
+	for {
+		syscall.RawSyscall(syscall.SYS_EXIT_GROUP, code, 0, 0)
+	}
+}
