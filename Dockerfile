@@ -42,8 +42,9 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY cmd/ cmd/
 COPY internal/ internal/
+# -E: signals count from the first instruction of process 1; internal/pid1.
 RUN mkdir /image && \
-    go build -trimpath -ldflags "-s -w" -o /image/entrypoint ./cmd/entrypoint && \
+    go build -trimpath -ldflags "-s -w -E pid1entry" -o /image/entrypoint ./cmd/entrypoint && \
     ln -s entrypoint /image/guest && \
     go build -trimpath -ldflags "-s -w" -o /guest ./cmd/guest
 # bsdtar, because it takes owners, times and the device node from a list: as good without root, and the same each time.

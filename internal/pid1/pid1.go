@@ -31,6 +31,16 @@
 //
 // A deadly signal kills a child that has not subscribed to it yet. So Run keeps signals, each number once as the kernel
 // does with those that are blocked, until the child calls Ready.
+//
+// # Signals before main
+//
+// Go's runtime handles all signals from its start, and ends the process for those that nobody has subscribed to: until Run
+// does, after the initialisation of all packages, a SIGTERM would end PID 1, and before, when the handlers are not yet
+// there, the kernel drops what is sent to a PID 1. To block signals is no help, the runtime unblocks them. So a program
+// for PID 1 is linked with -ldflags "-E pid1entry", which has it begin in entry_amd64.s: that installs a handler in the first
+// instructions which notes the forwarded signals for Run, and by the runtime's hook for sanitizers (_cgo_sigaction) puts
+// the same handler before the runtime's own. A process 1 that does not call Run heeds none of these signals, like any
+// process 1 that has no handler. In other processes, and where the linker got no -E, nothing of this happens.
 package pid1
 
 import (
@@ -88,6 +98,7 @@ func run(argv, env []string, reapChildren reapFunc) (code int, err error) {
 	signals := make(chan os.Signal, len(forwarded))
 	signal.Notify(signals, forwarded...)
 	defer signal.Stop(signals)
+	kept := release() // what came before the child was ready
 
 	reaper := startReaper(reapChildren)
 	defer reaper.stop()
@@ -103,7 +114,6 @@ func run(argv, env []string, reapChildren reapFunc) (code int, err error) {
 
 	var (
 		reported report           // what came through the pipe
-		kept     []syscall.Signal // that came before the child was ready
 		last     syscall.Signal   // forwarded, for the error
 		poke     <-chan time.Time // ticks once the pipe has ended
 		reaped   bool

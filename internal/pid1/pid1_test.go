@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -419,6 +420,17 @@ func TestForwardedSignals(t *testing.T) {
 		if got := slices.Contains(forwarded, os.Signal(s)); got != want {
 			t.Errorf("forwarded has signal %d: %v, want %v", s, got, want)
 		}
+	}
+}
+
+func TestReleaseReturnsHeldSignals(t *testing.T) {
+	defer atomic.StoreUint32(&released, 0)
+	atomic.StoreUint64(&held, 1<<(syscall.SIGHUP-1)|1<<(syscall.SIGTERM-1)|1<<(lastSignal-1))
+	if got, want := release(), []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM, lastSignal}; !slices.Equal(got, want) {
+		t.Errorf("release() = %v, want %v", got, want)
+	}
+	if got := release(); got != nil {
+		t.Errorf("second release() = %v, want none", got)
 	}
 }
 

@@ -79,7 +79,7 @@ func TestStopShell(t *testing.T) {
 
 // TestStopAtOnce stops a guest that is only just starting.
 func TestStopAtOnce(t *testing.T) {
-	// Not in parallel: until process 1 has subscribed to signals, some milliseconds of its start, Go's runtime ends it.
+	t.Parallel()
 	c := start(t)
 	if code := c.stop(); code != "0" {
 		t.Errorf("exit code %s after docker stop, want 0", code)
