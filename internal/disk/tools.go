@@ -91,12 +91,10 @@ func exitCode(err error) int {
 	return 1 << 8
 }
 
-var versionPattern = regexp.MustCompile(`^mke2fs (\d+)\.(\d+)`)
-
 // atLeast tells whether mke2fs says to be of a version.
 func (t tools) atLeast(ctx context.Context, major, minor int) bool {
 	out, _ := t.run(ctx, "/", "mke2fs", "-V")
-	match := versionPattern.FindStringSubmatch(out)
+	match := regexp.MustCompile(`^mke2fs (\d+)\.(\d+)`).FindStringSubmatch(out) // here, for most starts of the program do not need it
 	if match == nil {
 		return false
 	}
