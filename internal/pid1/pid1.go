@@ -94,11 +94,10 @@ func run(argv, env []string, reapChildren reapFunc) (code int, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	// os/signal drops what does not fit: this holds one signal of every number.
+	// os/signal drops what does not fit: this holds one signal of every number. They stay subscribed to, since the process is
+	// about to end when the child has: nobody is to wait for it to give up each of them.
 	signals := make(chan os.Signal, len(forwarded))
-	signal.Notify(signals, forwarded...)
-	defer signal.Stop(signals)
-	kept := release() // what came before the child was ready
+	signal.Notify(signals, deadly...)
 
 	reaper := startReaper(reapChildren)
 	defer reaper.stop()
@@ -108,6 +107,10 @@ func run(argv, env []string, reapChildren reapFunc) (code int, err error) {
 		return CrashCode, fmt.Errorf("start %s: %w", strings.Join(argv, " "), err)
 	}
 	defer pipe.Close()
+	// Not before the child starts, for which it would have to wait: each signal takes two changes of the thread, 30 µs.
+	signal.Notify(signals, forwarded...)
+	kept := release() // what came before the child was ready
+
 	status := make(chan report, 1)
 	ready := make(chan struct{})
 	go readStatus(pipe, ready, status)

@@ -31,6 +31,9 @@ var forwardedSet = ^keptSet
 // forwarded are those of forwardedSet.
 var forwarded = forwardable()
 
+// deadly are those of forwarded that end a Go program which has not subscribed to them, unless pid1entry holds them.
+var deadly = []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM}
+
 func forwardable() []os.Signal {
 	var signals []os.Signal
 	for s := syscall.Signal(1); s <= lastSignal; s++ {
