@@ -24,6 +24,7 @@ var rows = []row{
 	{"compile", "ms", "gcc -O2, ms"},
 	{"apt-install", "ms", "apt-get install of a small package, ms"},
 	{"two-jobs", "x", "two jobs at once, times as fast as one after the other"},
+	{"two-threads", "x", "the same in two threads of a program"},
 	{testBoot, "ms", "start to the first instruction of the init, ms"},
 	{testOff, "ms", "from its end until the command has ended, ms"},
 }

@@ -52,6 +52,7 @@ var workloads = []workload{
 	{"compile", "ms", compile},
 	{"apt-install", "ms", aptInstall},
 	micro("two-jobs", "x"),
+	micro("two-threads", "x"),
 }
 
 func main() {

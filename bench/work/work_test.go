@@ -34,7 +34,7 @@ func TestMicro(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"system-call", "pipe-round-trip", "page-fault", "fork-exec", "two-jobs"} {
+	for _, name := range []string{"system-call", "pipe-round-trip", "page-fault", "fork-exec", "two-jobs", "two-threads"} {
 		if !strings.Contains(string(source), `"`+name+`"`) {
 			t.Errorf("micro.c does not know %s", name)
 		}

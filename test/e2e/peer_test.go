@@ -37,6 +37,7 @@ import (
 //	orphans N      starts N grandchildren whose parents are gone at once
 //	fork, orphan   what orphans starts
 //	kill NAME N    sends signal N to the processes called so
+//	pageout        swaps out what "write" writes to, which says whether it lost something (threads_test.go)
 //	threads        checks that threads run at once, on what they share (threads_test.go)
 //	restores ARG...
 //	               runs a command, and says whether the terminal is afterwards as it was before
@@ -57,6 +58,10 @@ func peerMain(args []string) (code int, ok bool) {
 		fmt.Println(talk(args[2], args[3], strings.Join(args[4:], " ")))
 	case "early":
 		fmt.Println(talkEarly(args[2], args[3]))
+	case "pageout":
+		err = pageOut()
+	case "write":
+		err = write()
 	case "threads":
 		err = threads()
 	case "neighbour":

@@ -1,12 +1,16 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
+	"strconv"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +23,116 @@ func TestThreads(t *testing.T) {
 	if code != 0 {
 		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
 	}
+}
+
+// TestPageOut has the guest's kernel take pages from a program that writes to them on the other CPU: no write is lost.
+func TestPageOut(t *testing.T) {
+	t.Parallel()
+	stdout, stderr, code := run(t, "", "-e", "CPUS=2", "-v", self(t)+":/rootfs/peer:ro", "--", "run", "/peer", "pageout")
+	if code != 0 {
+		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// pageOutPages are what the writer has, and pageOutTime is how long it writes.
+const (
+	pageOutPages = 400
+	pageOutTime  = 3 * time.Second
+)
+
+// pageOut starts a writer and swaps its pages out to compressed memory, over and over.
+func pageOut() error {
+	if err := swapOnZram(); err != nil {
+		return err
+	}
+	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"/peer", "write"}, Stderr: os.Stderr}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := onCPU(0, cmd.Start); err != nil {
+		return err
+	}
+	var address uintptr
+	if _, err := fmt.Fscanf(out, "%d", &address); err != nil {
+		return fmt.Errorf("the writer's address: %w", err)
+	}
+	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		return err
+	}
+	if err := onCPU(1, func() error {
+		pages := unix.RemoteIovec{Base: address, Len: pageOutPages * os.Getpagesize()}
+		for end := time.Now().Add(pageOutTime / 2); time.Now().Before(end); {
+			_, _, errno := unix.Syscall6(unix.SYS_PROCESS_MADVISE, uintptr(pidfd), uintptr(unsafe.Pointer(&pages)), 1,
+				unix.MADV_PAGEOUT, 0, 0)
+			if errno != 0 {
+				return errno
+			}
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("process_madvise: %w", err)
+	}
+	return cmd.Wait()
+}
+
+// write counts in each word of some pages, and reads there what it has written last.
+func write() error {
+	memory, err := unix.Mmap(-1, 0, pageOutPages*os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(memory)
+	fmt.Println(uintptr(unsafe.Pointer(&memory[0])))
+	lost := 0
+	for round, end := uint64(1), time.Now().Add(pageOutTime); time.Now().Before(end); round++ {
+		for i := 0; i < len(memory); i += os.Getpagesize() {
+			word := (*atomic.Uint64)(unsafe.Pointer(&memory[i]))
+			if word.Load() != round-1 {
+				lost++
+			}
+			word.Store(round)
+		}
+	}
+	if lost > 0 {
+		return fmt.Errorf("%d writes were lost", lost)
+	}
+	return nil
+}
+
+// onCPU runs f in a thread on one CPU; a process that it starts stays there.
+func onCPU(cpu int, f func() error) error {
+	runtime.LockOSThread() // for good: the thread ends with its goroutine
+	var set unix.CPUSet
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return err
+	}
+	return f()
+}
+
+// swapOnZram makes a swap space of 64 MiB (linux/swap.h: union swap_header) in compressed memory.
+func swapOnZram() error {
+	const size = 64 << 20
+	if err := os.WriteFile("/sys/block/zram0/disksize", []byte(strconv.Itoa(size)), 0); err != nil {
+		return err
+	}
+	header := make([]byte, os.Getpagesize())
+	binary.NativeEndian.PutUint32(header[1024:], 1)
+	binary.NativeEndian.PutUint32(header[1028:], uint32(size/len(header)-1))
+	copy(header[len(header)-10:], "SWAPSPACE2")
+	if err := os.WriteFile("/dev/zram0", header, 0); err != nil {
+		return err
+	}
+	device, err := unix.BytePtrFromString("/dev/zram0")
+	if err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SWAPON, uintptr(unsafe.Pointer(device)), 0, 0); errno != 0 {
+		return fmt.Errorf("swapon: %w", errno)
+	}
+	return nil
 }
 
 // threads checks what programs with threads rely on. Each check takes no second; one that the threads make by turns, each

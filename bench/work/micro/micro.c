@@ -6,6 +6,7 @@
 // prints the value. work, beside it, has the names and units.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -152,6 +153,32 @@ static double jobs(int n)
 	return now() - began;
 }
 
+static void *burn_thread(void *unused)
+{
+	(void)unused;
+	burn();
+	return NULL;
+}
+
+static double threads(int n)
+{
+	pthread_t ids[2];
+	double began = now();
+	for (int i = 0; i < n; i++)
+		if ((errno = pthread_create(&ids[i], NULL, burn_thread, NULL)))
+			die("pthread_create");
+	for (int i = 0; i < n; i++)
+		pthread_join(ids[i], NULL);
+	return now() - began;
+}
+
+// twice is how much more two of f get done at once than one after the other.
+static double twice(double (*f)(int))
+{
+	double one = f(1);
+	return 2 * one / f(2);
+}
+
 int main(int argc, char **argv)
 {
 	const char *name = argc == 2 ? argv[1] : "";
@@ -164,11 +191,12 @@ int main(int argc, char **argv)
 		value = page_fault() * 1e6;
 	else if (!strcmp(name, "fork-exec"))
 		value = fork_exec() * 1e3;
-	else if (!strcmp(name, "two-jobs")) { // how much more two get done at once than one after the other
-		double one = jobs(1);
-		value = 2 * one / jobs(2);
-	} else {
-		fprintf(stderr, "usage: micro system-call|pipe-round-trip|page-fault|fork-exec|two-jobs\n");
+	else if (!strcmp(name, "two-jobs"))
+		value = twice(jobs);
+	else if (!strcmp(name, "two-threads"))
+		value = twice(threads);
+	else {
+		fprintf(stderr, "usage: micro system-call|pipe-round-trip|page-fault|fork-exec|two-jobs|two-threads\n");
 		return 2;
 	}
 	printf("%.6g\n", value);
