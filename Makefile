@@ -61,6 +61,7 @@ e2e: need-go need-docker ## Tests of the built image: boots real guests, as new 
 	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs
 	command -v newuidmap >/dev/null || scripts/ensure uidmap
 	command -v useradd >/dev/null || scripts/ensure passwd
+	command -v losetup >/dev/null || scripts/ensure mount
 	command -v pgrep >/dev/null || scripts/ensure procps
 	ROOTFS=dist/rootfs.tar GO=$(GO) scripts/host $(IMAGE)
 	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) E2E_BASE_IMAGE=$(BASE_IMAGE) E2E_DATABASE=$(E2E_DATABASE) \

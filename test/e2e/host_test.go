@@ -385,7 +385,8 @@ func TestHostPlain(t *testing.T) {
 	u.checkGone()
 }
 
-// TestDisk has a container boot from a disk image that was made here, which the guest changes, unless it is ephemeral.
+// TestDisk has a container boot from a disk image that was made here, which the guest changes, unless it is ephemeral. Then
+// the same as a block device.
 func TestDisk(t *testing.T) {
 	t.Parallel()
 	needImage(t)
@@ -405,6 +406,24 @@ func TestDisk(t *testing.T) {
 			"--", "run", "sh", "-c", test.command)
 		if strings.TrimSpace(stdout) != test.want || code != 0 {
 			t.Errorf("EPHEMERAL=%s: %q, exit code %d, want %q\n%s", test.ephemeral, stdout, code, test.want, stderr)
+		}
+	}
+
+	losetup := append(asRoot(t), "losetup")
+	out, err := exec.Command(losetup[0], append(losetup[1:], "--find", "--show", path)...).Output()
+	if err != nil {
+		t.Fatalf("losetup: %v", err)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { admin(t, "losetup", "--detach", device) })
+	for _, test := range []struct{ ephemeral, command, want string }{
+		{"on", "rm /kept && touch /gone && ls -d /kept /gone 2>/dev/null || true", "/gone"},
+		{"off", "ls -d /kept /gone 2>/dev/null || true", "/kept"},
+	} {
+		stdout, stderr, code := run(t, "", "--device", device+":/dev/disk", "-e", "DISK=/dev/disk", "-e", "EPHEMERAL="+test.ephemeral,
+			"--", "run", "sh", "-c", test.command)
+		if strings.TrimSpace(stdout) != test.want || code != 0 {
+			t.Errorf("block device, EPHEMERAL=%s: %q, exit code %d, want %q\n%s", test.ephemeral, stdout, code, test.want, stderr)
 		}
 	}
 }
