@@ -79,7 +79,7 @@ func pageOut() error {
 
 // write counts in each word of some pages, and reads there what it has written last.
 func write() error {
-	memory, err := unix.Mmap(-1, 0, pageOutPages*os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	memory, err := mapPages(pageOutPages)
 	if err != nil {
 		return err
 	}
@@ -101,9 +101,9 @@ func write() error {
 	return nil
 }
 
-// onCPU runs f in a thread on one CPU; a process that it starts stays there.
+// onCPU has this goroutine's thread run f on one CPU, and stay there; a process that f starts does, too.
 func onCPU(cpu int, f func() error) error {
-	runtime.LockOSThread() // for good: the thread ends with its goroutine
+	runtime.LockOSThread()
 	var set unix.CPUSet
 	set.Set(cpu)
 	if err := unix.SchedSetaffinity(0, &set); err != nil {
@@ -178,9 +178,14 @@ func threadsMeet(rounds int64) error {
 	return nil
 }
 
-// page is memory of its own.
+// mapPages returns n pages of anonymous memory.
+func mapPages(n int) ([]byte, error) {
+	return unix.Mmap(-1, 0, n*os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+}
+
+// page is a value in a page of its own, and that page.
 func page() (*atomic.Int64, []byte, error) {
-	memory, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	memory, err := mapPages(1)
 	if err != nil {
 		return nil, nil, err
 	}
