@@ -58,6 +58,8 @@ type agentTask struct {
 	SSH bool `json:"ssh"`
 	// KeysOnly has it accept no passwords there.
 	KeysOnly bool `json:"keys_only"`
+	// Command says that it is there to run a command.
+	Command bool `json:"command"`
 	// OwnInit says that this program stays as process 1.
 	OwnInit bool `json:"own_init"`
 }
@@ -129,7 +131,7 @@ func agentMain() int {
 	if task.SSH {
 		go keepSSH(task.KeysOnly)
 	}
-	serveSupervisor(ctx, &requests{hooks: hooks, hookEnv: env, ownInit: task.OwnInit})
+	serveSupervisor(ctx, &requests{hooks: hooks, hookEnv: env, ownInit: task.OwnInit}, task.Command)
 	return 0
 }
 
@@ -171,26 +173,40 @@ func takeTask() (agentTask, error) {
 	return task, nil
 }
 
-// serveSupervisor serves the supervisor for ever: a connection that fails is followed by another.
-func serveSupervisor(ctx context.Context, r *requests) {
+// serveSupervisor serves the supervisor for ever: a connection that fails is followed by another. A kernel that has no port
+// for it cannot have the command that the guest was booted for.
+func serveSupervisor(ctx context.Context, r *requests, command bool) {
 	server := agent.NewServer(agent.ServerOptions{Handle: r.handle, Log: noteAgent})
 	for tries := 0; ; tries++ {
 		port, err := openPort()
-		if err != nil {
-			if tries < portPolls {
-				time.Sleep(portPoll)
-			} else {
-				time.Sleep(portRetry)
-			}
+		if err != nil && tries < portPolls {
+			time.Sleep(portPoll)
 			continue
 		}
-		tries = portPolls
+		if err != nil {
+			if tries == portPolls && errors.Is(err, os.ErrNotExist) {
+				noPort(command)
+			}
+			time.Sleep(portRetry)
+			continue
+		}
+		tries = portPolls + 1
 		if err := server.Serve(ctx, port); err != nil && !errors.Is(err, unix.ENODEV) { // as it is when the kernel ends
 			noteAgent(err)
 		}
 		_ = port.Close()
 		time.Sleep(portPause)
 	}
+}
+
+// noPort tells of a kernel without a port, and ends a guest that is of no use then.
+func noPort(command bool) {
+	err := errors.New("agent: the kernel has no port for it: is CONFIG_VIRTIO_UML or CONFIG_VIRTIO_CONSOLE missing?")
+	if command {
+		openExitCode()
+		powerOff(err)
+	}
+	note(err)
 }
 
 // openPort opens the agent's port, which the kernel makes a moment after it has found the device.

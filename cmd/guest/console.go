@@ -36,7 +36,7 @@ func ensureConsole() {
 			unix.Close(fd)
 		}
 	}
-	exitCodeFile, _ = os.OpenFile(exitCodePath, os.O_WRONLY, 0) // missing is reported when it is used
+	openExitCode()
 	if data, err := os.ReadFile("/sys/class/tty/console/active"); err == nil {
 		if name := lastWord(string(data)); name != "" {
 			fd, err := unix.Open("/dev/"+name, unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -83,6 +83,9 @@ func makeStdio(fd int) {
 func drainConsole() {
 	_ = unix.IoctlSetInt(2, unix.TCSBRK, 1) // tcdrain(3)
 }
+
+// openExitCode prepares setExitCode, which reports what is missing.
+func openExitCode() { exitCodeFile, _ = os.OpenFile(exitCodePath, os.O_WRONLY, 0) }
 
 // setExitCode makes code that of the kernel process.
 func setExitCode(code int) error {

@@ -6,7 +6,8 @@
 //
 // # Theory of operation
 //
-//  1. /proc, /sys, /dev; the settings from /settings.json, which is deleted; the kernel's command line.
+//  1. /proc, /sys, /dev; the settings from /settings.json, which is deleted; the kernel's command line; the modules that a
+//     kernel other than ours needs for what follows (modules.go).
 //  2. lo and the NIC. This comes before the root file system so that the host side sees the guest's gratuitous ARP
 //     as early as possible.
 //  3. The root file system on /newroot: hostfs, or what root=, rootfstype=, rootflags=, ro and rw say (root.go).
@@ -112,6 +113,9 @@ func run() (err error) {
 	}
 	cmdline := parseCmdline(string(data))
 
+	for _, err := range loadModules(settings.Modules, string(data)) {
+		note(err)
+	}
 	noteErr("configure network: %w", setUpNetwork(settings.Network))
 
 	if err := mountRoot(cmdline, settings.Ephemeral); err != nil {
@@ -152,7 +156,7 @@ func run() (err error) {
 		signals = ownSignals()
 	}
 	noteErr("start the agent: %w", giveTask(task, agentTask{
-		SSH: settings.SSH, KeysOnly: settings.KeysOnly(), OwnInit: own,
+		SSH: settings.SSH, KeysOnly: settings.KeysOnly(), Command: settings.Command, OwnInit: own,
 	}))
 	if own {
 		return stay(shell, signals)

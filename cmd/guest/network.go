@@ -108,7 +108,7 @@ func configure(nl *netlink.Handle, nic netlink.Link, n boot.Network) error {
 // first frame as a sign that it can be reached: so it is sent when that is true, routes included. Without them the guest
 // drops what comes, and the first client waits a second for its retransmission.
 func askFor(nl *netlink.Handle, nic netlink.Link, addr netip.Addr) error {
-	return nl.NeighAdd(&netlink.Neigh{
+	return nl.NeighSet(&netlink.Neigh{ // which takes one that is there already
 		LinkIndex: nic.Attrs().Index, Family: unix.AF_INET, IP: addr.AsSlice(), Flags: unix.NTF_USE,
 	})
 }

@@ -51,18 +51,19 @@ type Balloon struct {
 }
 
 // New makes the device and the unix socket at path, which the guest's kernel connects to. Nobody is served before Run;
-// Run or Close removes the socket.
-func New(path string) (*Balloon, error) {
+// Run or Close removes the socket. oldDriver is that of vhostuser.Options.
+func New(path string, oldDriver bool) (*Balloon, error) {
 	listener, err := vhostuser.Listen(path)
 	if err != nil {
 		return nil, fmt.Errorf("guest balloon: %w", err)
 	}
 	b := &Balloon{listener: listener}
 	b.device = vhostuser.New(vhostuser.Options{
-		Features: featureReporting | vhostuser.FeatureEventIdx | vhostuser.FeatureVersion1,
-		Config:   make([]byte, configBytes),
-		Queues:   numQueues,
-		Kicked:   b.kicked,
+		Features:  featureReporting | vhostuser.FeatureEventIdx | vhostuser.FeatureVersion1,
+		Config:    make([]byte, configBytes),
+		Queues:    numQueues,
+		OldDriver: oldDriver,
+		Kicked:    b.kicked,
 	})
 	return b, nil
 }

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func start(t *testing.T) (b *Balloon, guest *vhostusertest.FrontEnd, at int, done <-chan error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "balloon")
-	b, err := New(path)
+	b, err := New(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}

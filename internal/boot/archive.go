@@ -14,6 +14,9 @@ import (
 // it does not exist.
 const HooksDir = "/hooks"
 
+// ModulesDir is where the guest stage finds the kernel's modules in the initramfs. Without any it does not exist.
+const ModulesDir = "/modules"
+
 // Stage is when a hook runs; it is also the name of its directory.
 type Stage string
 
@@ -31,9 +34,10 @@ type Hook struct {
 }
 
 // Initramfs returns an anonymous file with what the kernel unpacks at boot: base, the archive that holds the
-// guest binary, followed by one with the settings and the hooks. Archives in the cpio "newc" format may simply follow one
+// guest binary, followed by one with the settings, the hooks, and copies of the files that are kernel modules, in the order
+// in which they are to be loaded. Archives in the cpio "newc" format may simply follow one
 // another (Linux Documentation/driver-api/early-userspace/buffer-format.rst).
-func Initramfs(base string, s Settings, hooks ...Hook) (*os.File, error) {
+func Initramfs(base string, s Settings, modules []string, hooks ...Hook) (*os.File, error) {
 	in, err := os.Open(base)
 	if err != nil {
 		return nil, fmt.Errorf("read initramfs: %w", err)
@@ -44,14 +48,14 @@ func Initramfs(base string, s Settings, hooks ...Hook) (*os.File, error) {
 		return nil, fmt.Errorf("create initramfs: %w", err)
 	}
 	out := os.NewFile(uintptr(fd), "initramfs")
-	if err := writeInitramfs(out, in, s, hooks); err != nil {
+	if err := writeInitramfs(out, in, s, modules, hooks); err != nil {
 		out.Close()
 		return nil, fmt.Errorf("write initramfs: %w", err)
 	}
 	return out, nil
 }
 
-func writeInitramfs(out io.Writer, base io.Reader, s Settings, hooks []Hook) error {
+func writeInitramfs(out io.Writer, base io.Reader, s Settings, modules []string, hooks []Hook) error {
 	n, err := io.Copy(out, base)
 	if err != nil {
 		return err
@@ -59,6 +63,9 @@ func writeInitramfs(out io.Writer, base io.Reader, s Settings, hooks []Hook) err
 	// An archive starts at a multiple of four bytes.
 	if _, err := out.Write(make([]byte, -n&3)); err != nil {
 		return err
+	}
+	for _, file := range modules {
+		s.Modules = append(s.Modules, path.Base(file))
 	}
 	data, err := s.Marshal()
 	if err != nil {
@@ -68,10 +75,32 @@ func writeInitramfs(out io.Writer, base io.Reader, s Settings, hooks []Hook) err
 	if err := writeFile(archive, SettingsPath, 0o600, data); err != nil {
 		return err
 	}
+	if err := writeModules(archive, modules); err != nil {
+		return err
+	}
 	if err := writeHooks(archive, hooks); err != nil {
 		return err
 	}
 	return archive.Close()
+}
+
+func writeModules(archive *cpio.Writer, files []string) error {
+	if len(files) == 0 {
+		return nil
+	}
+	if err := writeDir(archive, ModulesDir); err != nil {
+		return err
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("kernel module: %w", err)
+		}
+		if err := writeFile(archive, path.Join(ModulesDir, path.Base(file)), 0o600, data); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeHooks adds the hooks, and before each the directory that it lies in: the kernel makes none of itself.
@@ -84,7 +113,7 @@ func writeHooks(archive *cpio.Writer, hooks []Hook) error {
 				continue
 			}
 			made[dir] = true
-			if err := archive.WriteHeader(&cpio.Header{Name: dir[1:], Mode: cpio.TypeDir | 0o700}); err != nil {
+			if err := writeDir(archive, dir); err != nil {
 				return err
 			}
 		}
@@ -93,6 +122,10 @@ func writeHooks(archive *cpio.Writer, hooks []Hook) error {
 		}
 	}
 	return nil
+}
+
+func writeDir(archive *cpio.Writer, name string) error {
+	return archive.WriteHeader(&cpio.Header{Name: name[1:], Mode: cpio.TypeDir | 0o700})
 }
 
 func writeFile(archive *cpio.Writer, name string, mode cpio.FileMode, data []byte) error {

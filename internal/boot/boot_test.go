@@ -55,7 +55,7 @@ func TestInitramfs(t *testing.T) {
 		if err := os.WriteFile(base, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		f, err := Initramfs(base, testSettings())
+		f, err := Initramfs(base, testSettings(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,29 +89,13 @@ func TestInitramfsHooks(t *testing.T) {
 	if err := os.WriteFile(base, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Initramfs(base, testSettings(),
+	f, err := Initramfs(base, testSettings(), nil,
 		Hook{StageStart, "10-a.sh", []byte("one")}, Hook{StageStart, "20 b", nil}, Hook{StageStop, "10-a.sh", []byte("three")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	var got []string
-	for archive := cpio.NewReader(io.NewSectionReader(f, 0, 1<<20)); ; {
-		header, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		data, err := io.ReadAll(archive)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if "/"+header.Name != SettingsPath {
-			got = append(got, fmt.Sprintf("%o %s %s", header.Mode, header.Name, data))
-		}
-	}
+	got := contents(t, f)
 	want := []string{
 		"40700 hooks ", "40700 hooks/start ", "100700 hooks/start/10-a.sh one", "100700 hooks/start/20 b ",
 		"40700 hooks/stop ", "100700 hooks/stop/10-a.sh three",
@@ -121,8 +105,65 @@ func TestInitramfsHooks(t *testing.T) {
 	}
 }
 
+// contents lists what is in the archive of f behind the settings.
+func contents(t *testing.T, f *os.File) (all []string) {
+	t.Helper()
+	for archive := cpio.NewReader(io.NewSectionReader(f, 0, 1<<20)); ; {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(archive)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if "/"+header.Name != SettingsPath {
+			all = append(all, fmt.Sprintf("%o %s %s", header.Mode, header.Name, data))
+		}
+	}
+}
+
+// TestInitramfsModules has the files of modules in the archive, and their order in the settings.
+func TestInitramfsModules(t *testing.T) {
+	dir := t.TempDir()
+	base, b, a := filepath.Join(dir, "base"), filepath.Join(dir, "b.ko"), filepath.Join(dir, "a.ko")
+	for _, name := range []string{base, b, a} {
+		if err := os.WriteFile(name, []byte(filepath.Base(name)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Truncate(base, 0); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Initramfs(base, testSettings(), []string{b, a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got, want := contents(t, f), []string{"40700 modules ", "100600 modules/b.ko b.ko", "100600 modules/a.ko a.ko"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("modules in the archive: %q, want %q", got, want)
+	}
+	archive := cpio.NewReader(io.NewSectionReader(f, 0, 1<<20))
+	if _, err := archive.Next(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := io.ReadAll(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ParseSettings(data); err != nil || !reflect.DeepEqual(got.Modules, []string{"b.ko", "a.ko"}) {
+		t.Errorf("settings name the modules %q, %v", got.Modules, err)
+	}
+	if _, err := Initramfs(base, testSettings(), []string{filepath.Join(dir, "none.ko")}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Initramfs with a module that is not there: %v", err)
+	}
+}
+
 func TestInitramfsMissing(t *testing.T) {
-	if _, err := Initramfs("/does/not/exist", Settings{}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Initramfs("/does/not/exist", Settings{}, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("Initramfs without a base: %v", err)
 	}
 }

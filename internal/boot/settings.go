@@ -14,6 +14,8 @@ const SettingsPath = "/settings.json"
 
 // Settings is all that the guest stage has to know of one boot.
 type Settings struct {
+	// Modules are the names of files in ModulesDir, in the order in which they are to be loaded. Set by Initramfs.
+	Modules []string `json:"modules,omitempty"`
 	// Hostname becomes the guest's; empty leaves the root file system's own.
 	Hostname string `json:"hostname,omitempty"`
 	// Network is nil for a guest without a network.
@@ -31,6 +33,8 @@ type Settings struct {
 	// LoginUnasked says that the empty RootPassword is nobody's choice: the guest is there for one command. Then a way in is
 	// only taken back, the publicly documented password and keys of a boot before, and nothing else is written.
 	LoginUnasked bool `json:"login_unasked,omitempty"`
+	// Command says that the guest is there for a command that the agent is to run: it ends where that cannot be.
+	Command bool `json:"command,omitempty"`
 	// NoInit has the guest stage stay as process 1, whatever init the root file system has.
 	NoInit bool `json:"no_init,omitempty"`
 	// Ephemeral has all that is written to the root file system kept in the guest's RAM.

@@ -137,6 +137,8 @@ type Options struct {
 	// Socket is the path of the unix socket that the guest's NIC connects to, by vhost-user (UML:
 	// virtio_uml.device=PATH:1). New makes it; it is removed when the guest has connected, or at the end.
 	Socket string
+	// OldDriver says that the guest's kernel may be older than Linux 6.5 (vhostuser.Options).
+	OldDriver bool
 	// MTU of the link in bytes; 0 means the constant MTU.
 	MTU int
 	// Forwards are bound by New, at once.
@@ -251,10 +253,11 @@ func New(o Options) (*Network, error) {
 		o.MTU = MTU
 	}
 	ep, err := link.New(link.Options{
-		Path:    o.Socket,
-		MTU:     uint32(o.MTU),
-		Address: linkAddress(GatewayMAC),
-		Peer:    linkAddress(GuestMAC),
+		Path:      o.Socket,
+		MTU:       uint32(o.MTU),
+		Address:   linkAddress(GatewayMAC),
+		Peer:      linkAddress(GuestMAC),
+		OldDriver: o.OldDriver,
 	})
 	if err != nil {
 		return nil, err

@@ -44,10 +44,10 @@ type agentLink struct {
 }
 
 // openAgentLink makes the port, whose socket is in dir. run serves it.
-func openAgentLink(dir string, log zerolog.Logger) (*agentLink, error) {
+func openAgentLink(dir string, oldDriver bool, log zerolog.Logger) (*agentLink, error) {
 	l := &agentLink{path: filepath.Join(dir, "agent"), log: log, looks: make(chan struct{}, 1), changed: make(chan struct{}), ended: make(chan struct{})}
 	var err error
-	if l.port, err = vport.New(vport.Options{Path: l.path, Name: agent.PortName}); err != nil {
+	if l.port, err = vport.New(vport.Options{Path: l.path, Name: agent.PortName, OldDriver: oldDriver}); err != nil {
 		return nil, err
 	}
 	return l, nil

@@ -42,7 +42,7 @@ func TestRunWaitsForHooks(t *testing.T) {
 
 // TestRunWithoutLink has the way to the agent fail: the command does not wait for ever.
 func TestRunWithoutLink(t *testing.T) {
-	l, err := openAgentLink(t.TempDir(), zerolog.Nop())
+	l, err := openAgentLink(t.TempDir(), false, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}

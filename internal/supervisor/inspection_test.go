@@ -196,7 +196,7 @@ func TestServeMetricsFamily(t *testing.T) {
 // noAgent is the way to an agent that never comes.
 func noAgent(t *testing.T, dir string) *agentLink {
 	t.Helper()
-	l, err := openAgentLink(dir, zerolog.Nop())
+	l, err := openAgentLink(dir, false, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ type guestNet struct {
 }
 
 // openNetwork binds all that the network needs; run starts it. dir is for the NIC's socket.
-func openNetwork(cfg config.Config, dir string, log zerolog.Logger) (*guestNet, error) {
+func openNetwork(cfg config.Config, dir string, oldDriver bool, log zerolog.Logger) (*guestNet, error) {
 	n := &guestNet{failed: make(chan error, 1)}
 	if !cfg.Net {
 		return n, nil
@@ -46,6 +46,7 @@ func openNetwork(cfg config.Config, dir string, log zerolog.Logger) (*guestNet, 
 	n.nic = filepath.Join(dir, "nic")
 	options := slirp.Options{
 		Socket:     n.nic,
+		OldDriver:  oldDriver,
 		MTU:        cfg.NetMTU,
 		Forwards:   forwards(cfg.Ports),
 		Source:     sources[cfg.PortsSource],

@@ -30,7 +30,7 @@ func TestCaptureToPipe(t *testing.T) {
 	}
 	opened := make(chan *guestNet, 1)
 	go func() {
-		n, err := openNetwork(config.Config{Net: true, NetPcap: path}, t.TempDir(), zerolog.Nop())
+		n, err := openNetwork(config.Config{Net: true, NetPcap: path}, t.TempDir(), false, zerolog.Nop())
 		if err != nil {
 			t.Error(err)
 		}
@@ -93,7 +93,7 @@ func TestPortsTaken(t *testing.T) {
 	_, err = openNetwork(config.Config{Net: true, Ports: []config.Forward{
 		{HostAddr: taken.Addr(), HostPort: taken.Port(), GuestPort: 80, Count: 1},
 		{Proto: config.UDP, HostAddr: netip.MustParseAddr("192.0.2.1"), HostPort: 8080, GuestPort: 80, Count: 1},
-	}}, t.TempDir(), zerolog.Nop())
+	}}, t.TempDir(), false, zerolog.Nop())
 	if err == nil {
 		t.Fatal("openNetwork() = nil, want an error")
 	}

@@ -66,6 +66,9 @@ type Job struct {
 	Started func()
 	// Notes are said in the log before all else.
 	Notes []Note
+
+	// kernel is what is known of a kernel of the user's.
+	kernel uml.Features
 }
 
 // Note is something about the guest that was found out before it was booted.
@@ -91,7 +94,9 @@ type Command struct {
 func Run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams) int {
 	leaveCPU()
 	log := newLogger(streams.Stderr, cfg.LogLevel, cfg.LogFormat)
-	if err := warn(cfg, job, log); err != nil {
+	warn(cfg, job, log)
+	var err error
+	if job.kernel, err = lookAtKernel(cfg, job, log); err != nil {
 		log.Error().Msg(err.Error())
 		return exitSupervisor
 	}
@@ -152,7 +157,8 @@ func run(
 	if err != nil {
 		return failed, err
 	}
-	network, err := openNetwork(cfg, dir, log)
+	oldDriver := !job.kernel.Patched // it may be
+	network, err := openNetwork(cfg, dir, oldDriver, log)
 	if err != nil {
 		return failed, errors.Join(err, closeIf(metrics))
 	}
@@ -163,13 +169,13 @@ func run(
 		return failed, errors.Join(err, closeIf(metrics))
 	}
 	defer messages.close()
-	link, err := openAgentLink(dir, log)
+	link, err := openAgentLink(dir, oldDriver, log)
 	if err != nil {
 		return failed, errors.Join(err, closeIf(metrics))
 	}
 	defer link.close()
 	ramSocket := filepath.Join(dir, "balloon")
-	ram, err := balloon.New(ramSocket)
+	ram, err := balloon.New(ramSocket, oldDriver)
 	if err != nil {
 		return failed, errors.Join(err, closeIf(metrics))
 	}
@@ -195,7 +201,7 @@ func run(
 	}
 	defer notifications.Close()
 
-	initramfs, err := boot.Initramfs(cfg.Initramfs, bootSettings(cfg, job, log), hooks(cfg.Hooks)...)
+	initramfs, err := boot.Initramfs(cfg.Initramfs, bootSettings(cfg, job, log), job.kernel.Modules, hooks(cfg.Hooks)...)
 	if err != nil {
 		return failed, err
 	}
@@ -335,8 +341,8 @@ func leaveCPU() {
 	}
 }
 
-// warn names what the user may not have meant. An error is what cannot be.
-func warn(cfg config.Config, job Job, log zerolog.Logger) error {
+// warn names what the user may not have meant.
+func warn(cfg config.Config, job Job, log zerolog.Logger) {
 	for _, note := range job.Notes {
 		level := zerolog.InfoLevel
 		if note.Warning {
@@ -354,11 +360,6 @@ func warn(cfg config.Config, job Job, log zerolog.Logger) error {
 				"the container is killed; lower MEM to %s or raise the limit (docker run -m)",
 				config.FormatSize(limit-min(limit, kernelOverhead)))
 	}
-	if cfg.ForeignKernel {
-		if err := warnKernel(cfg, job, log); err != nil {
-			return err
-		}
-	}
 	warnRules(cfg.NetAllow, log)
 	warnHooks(cfg.Hooks, log)
 	switch {
@@ -371,24 +372,26 @@ func warn(cfg config.Config, job Job, log zerolog.Logger) error {
 		log.Warn().Msg("root may log in with the publicly known default password, unless it has one of its own; " +
 			"set ROOT_PASSWORD, or SSH_AUTHORIZED_KEYS to allow keys alone")
 	}
-	return nil
 }
 
-// warnKernel names what a kernel that may not be ours does not have. Without what a command needs there is nothing to boot
-// it for.
-func warnKernel(cfg config.Config, job Job, log zerolog.Logger) error {
+// lookAtKernel finds out what a kernel of the user's can do, and says in the log what it lacks. An error is that it cannot
+// do what it would be booted for.
+func lookAtKernel(cfg config.Config, job Job, log zerolog.Logger) (uml.Features, error) {
+	if !cfg.ForeignKernel {
+		return uml.Features{Patched: true}, nil
+	}
 	features, err := uml.Look(cfg.Kernel)
 	if err != nil {
 		log.Warn().Err(err).Msg("it is not known what this kernel can do")
-		return nil
+		return features, nil
 	}
 	if err := features.CheckAgent(); err != nil && job.Command != nil {
-		return fmt.Errorf("%s=%q: %w", cfg.Options.Names.Of("KERNEL"), cfg.Kernel, err)
+		return features, fmt.Errorf("%s=%q: %w", cfg.Options.Names.Of("KERNEL"), cfg.Kernel, err)
 	}
 	for _, lack := range features.Lacks() {
 		log.Warn().Str("kernel", cfg.Kernel).Msg(lack)
 	}
-	return nil
+	return features, nil
 }
 
 func bootSettings(cfg config.Config, job Job, log zerolog.Logger) boot.Settings {
@@ -398,6 +401,7 @@ func bootSettings(cfg config.Config, job Job, log zerolog.Logger) boot.Settings 
 		DefaultPassword: config.DefaultRootPassword,
 		PasswordForced:  cfg.RootPassword != "" && !cfg.PasswordDefault,
 		AuthorizedKeys:  cfg.AuthorizedKeys,
+		Command:         job.Command != nil,
 		NoInit:          job.Command != nil && !job.Command.Init,
 		SSH:             forwardsTCP(cfg.Ports, sshPort),
 		Ephemeral:       cfg.Ephemeral && cfg.Disk == "", // a disk's changes are kept from it by the kernel

@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 )
@@ -23,8 +26,12 @@ const lookTimeout = 5 * time.Second
 type Features struct {
 	// Patched says that it has our patches.
 	Patched bool
-	// options are those that are built in: a module is of no use, for nothing loads it before there is a root.
+	// Modules are the files of those modules that we need, in the order in which they are to be loaded.
+	Modules []string
+	// options are those that are built in, or that Modules make up for.
 	options map[string]bool
+	// absent are the modules that we need and did not find in searched.
+	absent, searched []string
 }
 
 // Look finds out what a kernel can do, by its own answer to --showconfig.
@@ -32,26 +39,75 @@ func Look(path string) (Features, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, path, "--showconfig").Output()
-	f := Features{options: parseOptions(bytes.NewReader(out))}
-	if err == nil && len(f.options) == 0 {
+	options := parseOptions(bytes.NewReader(out))
+	if err == nil && len(options) == 0 {
 		err = fmt.Errorf("it has no options of a User-Mode Linux")
 	}
 	if err != nil {
 		return Features{}, fmt.Errorf("ask the kernel %s for its configuration: %w", path, err)
 	}
+	f := Features{options: map[string]bool{}}
+	for option, value := range options {
+		f.options[option] = value == builtIn
+		if name := moduleOf[option]; name != "" && value == module {
+			f.absent = append(f.absent, name)
+		}
+	}
+	if f.absent != nil {
+		slices.Sort(f.absent) // the same order each time
+		if err := f.findModules(ctx, path); err != nil {
+			return Features{}, fmt.Errorf("look for the modules of the kernel %s: %w", path, err)
+		}
+	}
 	f.Patched, err = holds(path, RestartMessage)
 	return f, err
 }
 
-// parseOptions returns the options of a kernel's configuration (.config) that are built in.
-func parseOptions(config io.Reader) map[string]bool {
-	options := map[string]bool{}
+// findModules looks for those that are absent, in the first directory that has modules of this kernel.
+func (f *Features) findModules(ctx context.Context, kernel string) error {
+	version, err := release(ctx, kernel)
+	if err != nil {
+		return err
+	}
+	var found dependencies
+	for _, dir := range moduleDirs(kernel, version) {
+		f.searched = append(f.searched, dir)
+		found, err = readDependencies(dir)
+		if err == nil {
+			f.searched = []string{dir}
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for option, name := range moduleOf {
+		if slices.Contains(f.absent, name) {
+			f.options[option] = found[name] != nil
+		}
+	}
+	f.absent = slices.DeleteFunc(f.absent, func(name string) bool {
+		f.Modules = found.load(f.Modules, name)
+		return found[name] != nil
+	})
+	return nil
+}
+
+// The values of an option in a kernel's configuration.
+const (
+	builtIn = "y"
+	module  = "m"
+)
+
+// parseOptions returns the options of a kernel's configuration (.config) that are built in, or built as modules.
+func parseOptions(config io.Reader) map[string]string {
+	options := map[string]string{}
 	// A Reader rather than a Scanner: a line of any length ends nothing.
 	for lines := bufio.NewReader(config); ; {
 		line, err := lines.ReadString('\n')
 		name, value, ok := strings.Cut(strings.TrimSpace(line), "=")
-		if ok && value == "y" && strings.HasPrefix(name, "CONFIG_") {
-			options[strings.TrimPrefix(name, "CONFIG_")] = true
+		if ok && (value == builtIn || value == module) && strings.HasPrefix(name, "CONFIG_") {
+			options[strings.TrimPrefix(name, "CONFIG_")] = value
 		}
 		if err != nil {
 			return options
@@ -89,23 +145,40 @@ var agentOptions = []string{"VIRTIO_UML", "VIRTIO_CONSOLE"}
 // CheckAgent is an error unless the kernel has what is needed to run commands in the guest, and to tell its health.
 func (f Features) CheckAgent() error {
 	if missing := f.missing(agentOptions); missing != nil {
-		return fmt.Errorf("commands in the guest and its health need a kernel with %s built in", strings.Join(missing, " and "))
+		return errors.New(strings.TrimSuffix("commands in the guest and its health need a kernel with "+strings.Join(missing, " and ")+
+			"; "+f.notFound(), "; "))
 	}
 	return nil
 }
 
+// missing are those of options that it lacks, as CONFIG_A, or CONFIG_A=y where a module would be of no use.
 func (f Features) missing(options []string) (missing []string) {
 	for _, option := range options {
-		if !f.options[option] {
+		switch {
+		case f.options[option]:
+		case moduleOf[option] != "":
 			missing = append(missing, "CONFIG_"+option)
+		default:
+			missing = append(missing, "CONFIG_"+option+"="+builtIn)
 		}
 	}
 	return missing
 }
 
+// notFound says where modules were looked for; "" if all were found.
+func (f Features) notFound() string {
+	if len(f.absent) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("not found: module %s in %s", strings.Join(f.absent, ", "), strings.Join(f.searched, ", "))
+}
+
 // Lacks says what a guest with such a kernel has to do without, a sentence for each thing.
 func (f Features) Lacks() []string {
 	var all []string
+	if text := f.notFound(); text != "" {
+		all = append(all, text)
+	}
 	for _, need := range []struct {
 		options []string
 		without string
@@ -114,12 +187,13 @@ func (f Features) Lacks() []string {
 		{[]string{"HOSTFS"}, "a directory cannot be its root file system; give a disk (DISK)"},
 		{[]string{"MCONSOLE"}, "the guest cannot be stopped in order where its agent does not answer"},
 		{[]string{"VIRTIO_UML", "VIRTIO_NET"}, "the guest has no network"},
+		{[]string{"IPV6"}, "the guest has no IPv6"},
 		{agentOptions, "no command can be run in the guest (exec, run), nor its health be told"},
 		{[]string{"VIRTIO_UML", "VIRTIO_BALLOON"}, "memory that the guest has used once is not given back"},
 		{[]string{"OVERLAY_FS", "TMPFS"}, "EPHEMERAL needs a disk (DISK)"},
 	} {
 		if missing := f.missing(need.options); missing != nil {
-			all = append(all, fmt.Sprintf("without %s built in, %s", strings.Join(missing, " and "), need.without))
+			all = append(all, fmt.Sprintf("without %s, %s", strings.Join(missing, " and "), need.without))
 		}
 	}
 	if !f.Patched {

@@ -52,6 +52,9 @@ type Options struct {
 	Config []byte
 	// Queues is the number of queues.
 	Queues int
+	// OldDriver has requests by the back end offered, although there are none: a driver of UML before Linux 6.5 has an
+	// interrupt only if they were agreed on. It costs the driver a read(2) for each interrupt.
+	OldDriver bool
 	// Started is called when the driver starts a queue, before that runs.
 	Started func(q *Queue)
 	// Kicked is called for each kick of a running queue, and once when it starts, by one goroutine at a time for one
@@ -63,8 +66,10 @@ type Options struct {
 type Device struct {
 	o      Options
 	queues []*Queue
-	mem    *Memory    // Serve's
-	failed chan error // why it is to end
+	mem    *Memory // Serve's
+	// requests is Serve's: the socket for requests of ours, of which there are none, or -1. Its other end is to see no end.
+	requests int
+	failed   chan error // why it is to end
 
 	mu       sync.Mutex
 	conn     *net.UnixConn // guarded by mu
@@ -75,7 +80,7 @@ type Device struct {
 // New makes a device.
 func New(o Options) *Device {
 	o.Features |= FeatureProtocol
-	d := &Device{o: o, failed: make(chan error, 1)}
+	d := &Device{o: o, requests: -1, failed: make(chan error, 1)}
 	for i := range o.Queues {
 		d.queues = append(d.queues, &Queue{index: i, call: -1})
 	}
@@ -174,6 +179,22 @@ func (d *Device) end() {
 		_ = d.mem.close()
 		d.mem = nil
 	}
+	d.setRequests(-1)
+}
+
+func (d *Device) setRequests(fd int) {
+	if d.requests >= 0 {
+		_ = unix.Close(d.requests)
+	}
+	d.requests = fd
+}
+
+// protocol is the features of the protocol that are offered.
+func (d *Device) protocol() uint64 {
+	if d.o.OldDriver {
+		return ProtocolConfig | ProtocolBackendRequest
+	}
+	return ProtocolConfig
 }
 
 // handle does what a message says and returns the payload of the reply, if one is due.
@@ -184,15 +205,21 @@ func (d *Device) handle(m *Message) ([]byte, error) {
 	case SetFeatures:
 		return nil, d.setFeatures(m)
 	case GetProtocolFeatures:
-		return u64Payload(ProtocolConfig), nil
+		return u64Payload(d.protocol()), nil
 	case SetProtocolFeatures:
-		return nil, checkOffer(m, ProtocolConfig)
+		return nil, checkOffer(m, d.protocol())
 	case SetOwner, ResetOwner, SetConfig, SetVringErr:
 		return nil, nil // nothing to note, or nothing that can be set
 	case GetConfig:
 		return d.config(m)
 	case SetMemTable:
 		return nil, d.setMemory(m)
+	case SetBackendRequestFD:
+		fd, err := m.takeFD()
+		if err == nil {
+			d.setRequests(fd)
+		}
+		return nil, err
 	case SetVringNum, SetVringBase, GetVringBase, SetVringEnable:
 		return d.vringState(m)
 	case SetVringAddr:

@@ -343,6 +343,39 @@ func TestWithoutProtocolFeatures(t *testing.T) {
 	}
 }
 
+// TestOldDriver has requests by the back end agreed on, whose socket stays open as long as the device is served.
+func TestOldDriver(t *testing.T) {
+	f := connect(t, Options{Kicked: echo, OldDriver: true})
+	const want = ProtocolConfig | ProtocolBackendRequest
+	if got := binary.LittleEndian.Uint64(f.ask(GetProtocolFeatures, nil)); got != want {
+		t.Errorf("protocol features = %#x, want %#x", got, want)
+	}
+	f.tell(SetProtocolFeatures, words(want))
+	var theirs [2]int
+	for i := range theirs { // the second socket takes the place of the first
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs[i] = pair[0]
+		defer unix.Close(pair[0])
+		f.tell(SetBackendRequestFD, nil, pair[1])
+		unix.Close(pair[1])
+	}
+	ended := func(fd int) bool {
+		n, err := unix.Read(fd, make([]byte, 1))
+		return n == 0 && err == nil
+	}
+	f.ask(GetFeatures, nil) // answered when all before has been done
+	if !ended(theirs[0]) || ended(theirs[1]) {
+		t.Error("the socket that was given last is to be open, and no other")
+	}
+	f.conn.Close()
+	if err := f.end(); !errors.Is(err, io.EOF) || !ended(theirs[1]) {
+		t.Errorf("Serve() = %v, want %v and the socket closed", err, io.EOF)
+	}
+}
+
 // TestRegions uses a ring and a buffer in different regions, one of which begins within a page of its file.
 func TestRegions(t *testing.T) {
 	got := make(chan string, 1)

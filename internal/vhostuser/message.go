@@ -30,6 +30,7 @@ const (
 	GetProtocolFeatures Request = 15
 	SetProtocolFeatures Request = 16
 	SetVringEnable      Request = 18
+	SetBackendRequestFD Request = 21
 	GetConfig           Request = 24
 	SetConfig           Request = 25
 )
@@ -40,6 +41,8 @@ const (
 	FeatureProtocol = 1 << 30
 	// ProtocolConfig is the protocol feature of GetConfig and SetConfig.
 	ProtocolConfig = 1 << 9
+	// ProtocolBackendRequest is the protocol feature of SetBackendRequestFD: requests by the back end.
+	ProtocolBackendRequest = 1 << 5
 )
 
 const (

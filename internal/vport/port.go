@@ -90,6 +90,8 @@ type Options struct {
 	Path string
 	// Name is what the guest finds in /sys/class/virtio-ports/vport0p0/name.
 	Name string
+	// OldDriver is that of vhostuser.Options.
+	OldDriver bool
 }
 
 // Port is the device. Its methods can be called concurrently.
@@ -115,10 +117,11 @@ func New(o Options) (*Port, error) {
 	}
 	p := &Port{name: o.Name, listener: listener, conns: make(chan *Conn, 1), done: make(chan struct{})}
 	p.device = vhostuser.New(vhostuser.Options{
-		Features: featureMultiport | vhostuser.FeatureIndirect | vhostuser.FeatureEventIdx | vhostuser.FeatureVersion1,
-		Config:   config(),
-		Queues:   numQueues,
-		Kicked:   p.kicked,
+		Features:  featureMultiport | vhostuser.FeatureIndirect | vhostuser.FeatureEventIdx | vhostuser.FeatureVersion1,
+		Config:    config(),
+		Queues:    numQueues,
+		OldDriver: o.OldDriver,
+		Kicked:    p.kicked,
 	})
 	return p, nil
 }

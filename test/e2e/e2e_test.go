@@ -124,6 +124,11 @@ func cutArgs(all []string) (options, args []string) {
 func run(t testing.TB, stdin string, options ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	needImage(t)
+	return runImage(t, image, stdin, options...)
+}
+
+func runImage(t testing.TB, image, stdin string, options ...string) (stdout, stderr string, code int) {
+	t.Helper()
 	options, args := cutArgs(options)
 	id := name(t, "r")
 	command := append([]string{"run", "--rm", "-i", "--name", id}, options...)

@@ -22,18 +22,24 @@ const buildGuard = 15 * time.Minute
 // buildUserland makes the image with a stage of userlands/Dockerfile as its /rootfs.
 func buildUserland(t *testing.T, stage string) (tag string) {
 	t.Helper()
+	return buildImage(t, stage, "userlands", "--build-arg", "USERLAND="+stage)
+}
+
+// buildImage makes an image from the one under test and the base image, by the Dockerfile in a directory.
+func buildImage(t *testing.T, what, dir string, options ...string) (tag string) {
+	t.Helper()
 	needImage(t)
 	base := os.Getenv("E2E_BASE_IMAGE")
 	if base == "" {
 		base = "debian:trixie-slim"
 	}
-	tag = name(t, stage)
+	tag = name(t, what)
 	ctx, cancel := context.WithTimeout(t.Context(), buildGuard)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "docker", "build", "-q", "-t", tag, "--build-arg", "IMAGE="+image,
-		"--build-arg", "BASE_IMAGE="+base, "--build-arg", "USERLAND="+stage, "userlands").CombinedOutput()
+	args := append([]string{"build", "-q", "-t", tag, "--build-arg", "IMAGE=" + image, "--build-arg", "BASE_IMAGE=" + base}, options...)
+	out, err := exec.CommandContext(ctx, "docker", append(args, dir)...).CombinedOutput()
 	if err != nil {
-		t.Fatalf("build userland %s: %v\n%s", stage, err, out)
+		t.Fatalf("build %s: %v\n%s", what, err, out)
 	}
 	// The stages stay, for the next run.
 	t.Cleanup(func() { docker(t, "image", "rm", "--no-prune", tag) })

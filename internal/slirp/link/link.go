@@ -93,6 +93,8 @@ type Options struct {
 	// Peer is the MAC address that the guest's NIC gets, and that frames are sent to until the guest has taken another
 	// one.
 	Peer tcpip.LinkAddress
+	// OldDriver is that of vhostuser.Options.
+	OldDriver bool
 }
 
 // Endpoint implements stack.LinkEndpoint. All of its methods can be called concurrently.
@@ -156,10 +158,11 @@ func New(o Options) (*Endpoint, error) {
 		Features: featureCsum | featureGuestCsum | featureMTU | featureMAC | featureGuestTSO4 | featureGuestTSO6 |
 			featureHostTSO4 | featureHostTSO6 | featureHostECN | featureMergeRX |
 			vhostuser.FeatureIndirect | vhostuser.FeatureEventIdx | vhostuser.FeatureVersion1,
-		Config:  config(o),
-		Queues:  numQueues,
-		Started: e.queueStarted,
-		Kicked:  e.queueKicked,
+		Config:    config(o),
+		Queues:    numQueues,
+		OldDriver: o.OldDriver,
+		Started:   e.queueStarted,
+		Kicked:    e.queueKicked,
 	})
 	e.toGuest = e.device.Queue(queueToGuest)
 	e.received = newNotice(e.device, queueToGuest)

@@ -59,7 +59,7 @@ func fakeAgent(path string, off chan<- struct{}) {
 
 // allOptions are those of a kernel of ours that anybody asks for.
 const allOptions = "CONFIG_BLK_DEV_INITRD=y\nCONFIG_HOSTFS=y\nCONFIG_MCONSOLE=y\nCONFIG_VIRTIO_UML=y\nCONFIG_VIRTIO_NET=y\n" +
-	"CONFIG_VIRTIO_CONSOLE=y\nCONFIG_VIRTIO_BALLOON=y\nCONFIG_OVERLAY_FS=y\nCONFIG_TMPFS=y\n"
+	"CONFIG_VIRTIO_CONSOLE=y\nCONFIG_VIRTIO_BALLOON=y\nCONFIG_OVERLAY_FS=y\nCONFIG_TMPFS=y\nCONFIG_IPV6=y\n"
 
 // FakeKernel behaves like the kernel as far as the supervisor can see. What else it does is told by arguments
 // that start with "fake.": exit=N (as soon as it is up), panic=TEXT, early=TEXT (gives up before it is up),

@@ -1,0 +1,44 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestStockKernel boots the kernel of Debian's package user-mode-linux, with none of our patches and most drivers as modules:
+// slower, it has all that ours has.
+func TestStockKernel(t *testing.T) {
+	t.Parallel()
+	tag := buildImage(t, "stock", "stockkernel")
+	const shm = "/dev/shm:exec" // where such a kernel has its RAM
+
+	stdout, stderr, code := runImage(t, tag, "input", "--tmpfs", shm, "--", "run", "sh", "-c", "uname -r; cat; exit 7")
+	if code != 7 || !strings.HasPrefix(stdout, "6.1.") || !strings.HasSuffix(stdout, "\ninput") || strings.Count(stderr, "WRN") != 1 ||
+		!strings.Contains(stderr, "without our patches") {
+		t.Errorf("run: %q, code %d, %s", stdout, code, stderr)
+	}
+
+	release, _, _ := strings.Cut(stdout, "\n")
+	driver := "/usr/lib/uml/modules/" + release + "/kernel/drivers/char/virtio_console.ko"
+	stdout, stderr, code = runImage(t, tag, "", "--tmpfs", shm, "-v", "/dev/null:"+driver+":ro", "--", "run", "true")
+	if code != 125 || !strings.Contains(stderr, "load kernel module virtio_console.ko: ") || !strings.Contains(stderr, "the kernel has no port for it") {
+		t.Errorf("run with a module that is broken: %q, code %d, %s", stdout, code, stderr)
+	}
+
+	c := startImage(t, tag, "--tmpfs", shm, "-p", "127.0.0.1::22", "-e", "EPHEMERAL=on", "-e", "MEM=512M")
+	client := c.ssh()
+	if got := remote(t, client, "touch /written; findmnt -n -o FSTYPE /; ip -6 route show default"); !strings.HasPrefix(got, "overlay") ||
+		!strings.Contains(got, "dev eth0") {
+		t.Errorf("in the guest: %q, want an overlay, and a default route of IPv6", got)
+	}
+	c.waitUp("systemd")
+	if s, err := c.status(); err != nil || !s.Healthy || s.HostReturned == 0 {
+		t.Errorf("status: %+v, %v, want a healthy guest that has given memory back", s, err)
+	}
+	if code := c.stop(); code != "0" {
+		t.Errorf("exit code %s", code)
+	}
+	if got := c.read("/rootfs/written"); got != "" {
+		t.Error("what an ephemeral guest wrote is there")
+	}
+}
