@@ -122,7 +122,9 @@
 //	EPHEMERAL            on or off. Default off; with on, nothing of what the guest writes to its root file system is kept. With
 //	                     ROOTFS it is in the guest's RAM, half of which it may fill; with DISK in a file without a name, in
 //	                     TMPDIR, or else in /var/tmp or, where there is none, in the directory of the run.
-//	KERNEL               The kernel's binary. Default /linux.
+//	KERNEL               The kernel's binary. Default /linux. Another one than ours keeps the guest's RAM in /dev/shm, which
+//	                     has to be mounted exec; the modules that it needs are looked for in lib/uml/modules and lib/modules of
+//	                     its prefix, lib/modules beside it, /usr/lib/uml/modules and /lib/modules.
 //	INITRAMFS            The archive with the guest stage. Default /initramfs.
 //
 // # Signals

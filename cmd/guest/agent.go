@@ -184,8 +184,9 @@ func serveSupervisor(ctx context.Context, r *requests, command bool) {
 			continue
 		}
 		if err != nil {
-			if tries == portPolls && errors.Is(err, os.ErrNotExist) {
-				noPort(command)
+			if command && tries == portPolls && errors.Is(err, os.ErrNotExist) {
+				openExitCode()
+				powerOff(errors.New("agent: the kernel has no port for it: is CONFIG_VIRTIO_UML or CONFIG_VIRTIO_CONSOLE missing?"))
 			}
 			time.Sleep(portRetry)
 			continue
@@ -197,16 +198,6 @@ func serveSupervisor(ctx context.Context, r *requests, command bool) {
 		_ = port.Close()
 		time.Sleep(portPause)
 	}
-}
-
-// noPort tells of a kernel without a port, and ends a guest that is of no use then.
-func noPort(command bool) {
-	err := errors.New("agent: the kernel has no port for it: is CONFIG_VIRTIO_UML or CONFIG_VIRTIO_CONSOLE missing?")
-	if command {
-		openExitCode()
-		powerOff(err)
-	}
-	note(err)
 }
 
 // openPort opens the agent's port, which the kernel makes a moment after it has found the device.

@@ -134,6 +134,9 @@ func run() (err error) {
 		return fmt.Errorf("keep hooks: %w", err)
 	}
 	task, err := startAgent(hooks)
+	if err != nil && settings.Command {
+		return fmt.Errorf("start the agent: %w", err)
+	}
 	noteErr("start the agent: %w", err)
 	for _, err := range rootfs.Apply(root, settings) {
 		note(err)
@@ -188,7 +191,7 @@ func noteErr(format string, err error) {
 	}
 }
 
-// powerOff prints why the guest cannot go on, and ends the kernel with an exit code that says so.
+// powerOff prints why the guest cannot go on, and ends the kernel at once, with an exit code that says so.
 func powerOff(err error) {
 	note(err)
 	code := codeStage
@@ -202,5 +205,5 @@ func powerOff(err error) {
 	unix.Sync()
 	err = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	note(fmt.Errorf("power off: %w", err))
-	os.Exit(code) // ends in a kernel panic, which ends the kernel too
+	os.Exit(code) // of process 1 it ends in a kernel panic, which ends the kernel too
 }

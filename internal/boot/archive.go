@@ -93,11 +93,11 @@ func writeModules(archive *cpio.Writer, files []string) error {
 	}
 	for _, file := range files {
 		data, err := os.ReadFile(file)
+		if err == nil {
+			err = writeFile(archive, path.Join(ModulesDir, path.Base(file)), 0o600, data)
+		}
 		if err != nil {
 			return fmt.Errorf("kernel module: %w", err)
-		}
-		if err := writeFile(archive, path.Join(ModulesDir, path.Base(file)), 0o600, data); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -280,6 +280,10 @@ func (g *guest) reportSession(exit uml.Exit) (end, error) {
 	case g.result != nil && g.stop != nil:
 		return end{code: exitSupervisor}, fmt.Errorf("run the command in the guest: %w", g.result.err)
 	}
+	if !g.session.begun.Load() {
+		g.messages.replay()
+		return end{code: exitSupervisor}, errors.New("the guest ended before its command was run")
+	}
 	return end{}, nil // it powered itself off
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"docker-usermode-linux/internal/agent"
@@ -25,6 +26,8 @@ type session struct {
 	signals chan os.Signal
 	own     []os.Signal // Command.Signals
 	ended   chan sessionEnd
+	// begun says that there was an agent to run it.
+	begun atomic.Bool
 }
 
 // sessionEnd is how it ended.
@@ -48,6 +51,7 @@ func (s *session) run(ctx context.Context, l *agentLink) {
 		s.ended <- sessionEnd{err: err}
 		return
 	}
+	s.begun.Store(true)
 	if s.init {
 		if err := waitForInit(ctx, client); err != nil {
 			s.ended <- sessionEnd{err: err}

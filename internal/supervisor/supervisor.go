@@ -95,11 +95,6 @@ func Run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams) 
 	leaveCPU()
 	log := newLogger(streams.Stderr, cfg.LogLevel, cfg.LogFormat)
 	warn(cfg, job, log)
-	var err error
-	if job.kernel, err = lookAtKernel(cfg, job, log); err != nil {
-		log.Error().Msg(err.Error())
-		return exitSupervisor
-	}
 	root, err := holdRoot(cfg, job.Dir)
 	if err != nil {
 		tell(log, err)
@@ -111,7 +106,11 @@ func Run(cfg config.Config, job Job, signals <-chan os.Signal, streams Streams) 
 		job.Started = func() {}
 	}
 	job.Started = sync.OnceFunc(job.Started)
-	for {
+	for look := log; ; look = log.Level(zerolog.ErrorLevel) { // what is to be said of the kernel is said once
+		if job.kernel, err = lookAtKernel(cfg, job, look); err != nil {
+			log.Error().Msg(err.Error())
+			return exitSupervisor
+		}
 		end, err := run(cfg, job, root, signals, streams, in, log)
 		if err != nil {
 			tell(log, err)

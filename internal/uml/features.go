@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
@@ -30,7 +29,7 @@ type Features struct {
 	Modules []string
 	// options are those that are built in, or that Modules make up for.
 	options map[string]bool
-	// absent are the modules that we need and did not find in searched.
+	// absent are the modules that we need and did not find in searched: directories, and what is the matter with them.
 	absent, searched []string
 }
 
@@ -55,42 +54,42 @@ func Look(path string) (Features, error) {
 	}
 	if f.absent != nil {
 		slices.Sort(f.absent) // the same order each time
-		if err := f.findModules(ctx, path); err != nil {
-			return Features{}, fmt.Errorf("look for the modules of the kernel %s: %w", path, err)
-		}
+		f.findModules(ctx, path)
 	}
 	f.Patched, err = holds(path, RestartMessage)
 	return f, err
 }
 
-// findModules looks for those that are absent, in the first directory that has modules of this kernel.
-func (f *Features) findModules(ctx context.Context, kernel string) error {
+// findModules looks for those that are absent, in the first directory that has any of them.
+func (f *Features) findModules(ctx context.Context, kernel string) {
 	version, err := release(ctx, kernel)
 	if err != nil {
-		return err
+		f.searched = []string{fmt.Sprintf("no directory: ask the kernel for its version: %v", err)}
+		return
 	}
-	var found dependencies
 	for _, dir := range moduleDirs(kernel, version) {
+		found, err := readDependencies(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			dir = fmt.Sprintf("%s (%v)", dir, err)
+		}
 		f.searched = append(f.searched, dir)
-		found, err = readDependencies(dir)
-		if err == nil {
+		f.absent = slices.DeleteFunc(f.absent, func(name string) bool {
+			if !found.usable(name) {
+				return false
+			}
+			f.Modules = found.load(f.Modules, name)
+			return true
+		})
+		if f.Modules != nil { // those of another build do not fit
 			f.searched = []string{dir}
 			break
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
 	}
 	for option, name := range moduleOf {
-		if slices.Contains(f.absent, name) {
-			f.options[option] = found[name] != nil
+		if slices.ContainsFunc(f.Modules, func(file string) bool { return moduleName(file) == name }) {
+			f.options[option] = true
 		}
 	}
-	f.absent = slices.DeleteFunc(f.absent, func(name string) bool {
-		f.Modules = found.load(f.Modules, name)
-		return found[name] != nil
-	})
-	return nil
 }
 
 // The values of an option in a kernel's configuration.
@@ -151,11 +150,13 @@ func (f Features) CheckAgent() error {
 	return nil
 }
 
-// missing are those of options that it lacks, as CONFIG_A, or CONFIG_A=y where a module would be of no use.
+// missing are those of options that it lacks: CONFIG_A=y, CONFIG_A where a module would do, or the name of such a module.
 func (f Features) missing(options []string) (missing []string) {
 	for _, option := range options {
 		switch {
 		case f.options[option]:
+		case slices.Contains(f.absent, moduleOf[option]):
+			missing = append(missing, "module "+moduleOf[option])
 		case moduleOf[option] != "":
 			missing = append(missing, "CONFIG_"+option)
 		default:
@@ -170,7 +171,7 @@ func (f Features) notFound() string {
 	if len(f.absent) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("not found: module %s in %s", strings.Join(f.absent, ", "), strings.Join(f.searched, ", "))
+	return fmt.Sprintf("not found as .ko, not compressed: module %s in %s", strings.Join(f.absent, ", "), strings.Join(f.searched, ", "))
 }
 
 // Lacks says what a guest with such a kernel has to do without, a sentence for each thing.

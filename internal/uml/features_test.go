@@ -48,7 +48,7 @@ func TestLook(t *testing.T) {
 		!slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, "no network") }) {
 		t.Errorf("Look() at a foreign kernel = %+v, %v, it lacks %q", f, err, got)
 	}
-	if err := f.CheckAgent(); err == nil || !strings.HasSuffix(err.Error(), "a kernel with CONFIG_VIRTIO_UML") {
+	if err := f.CheckAgent(); err == nil || !strings.HasSuffix(err.Error(), "a kernel with CONFIG_VIRTIO_UML=y") {
 		t.Errorf("CheckAgent() of a foreign kernel = %v", err)
 	}
 	for _, path := range []string{kernelScript(t, "hello", ""), filepath.Join(t.TempDir(), "none")} {
@@ -63,30 +63,37 @@ func TestLookForModules(t *testing.T) {
 	config := strings.NewReplacer("NET=y", "NET=m", "VIRTIO_CONSOLE=y", "VIRTIO_CONSOLE=m", "OVERLAY_FS=y", "OVERLAY_FS=m", "IPV6=y", "IPV6=m").
 		Replace(allOptions)
 	kernel := kernelScript(t, config, RestartMessage)
+	write(t, filepath.Join(filepath.Dir(kernel), "lib"), "no directory") // is in the way of one of those that are searched
 	f, err := Look(kernel)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(filepath.Dir(filepath.Dir(kernel)), "lib/uml/modules/6.1.0-test")
 	lacks := f.Lacks()
-	if want := "not found: module ipv6, overlay, virtio_console, virtio_net in " + dir + ", "; len(lacks) != 5 || f.Modules != nil ||
-		!strings.HasPrefix(lacks[0], want) || !strings.HasSuffix(lacks[0], "/lib/modules/6.1.0-test") {
+	if want := "not found as .ko, not compressed: module ipv6, overlay, virtio_console, virtio_net in " + dir + ", "; len(lacks) != 5 || f.Modules != nil ||
+		!strings.HasPrefix(lacks[0], want) || !strings.Contains(lacks[0], " not a directory), ") || !strings.HasSuffix(lacks[0], "/lib/modules/6.1.0-test") {
 		t.Errorf("without modules it lacks %q, want %q first", lacks, want)
 	}
-	if err := f.CheckAgent(); err == nil || !strings.Contains(err.Error(), "a kernel with CONFIG_VIRTIO_CONSOLE; not found: module ") {
+	if err := f.CheckAgent(); err == nil || !strings.Contains(err.Error(), "a kernel with module virtio_console; not found as .ko, ") {
 		t.Errorf("CheckAgent() without modules = %v", err)
 	}
 
+	opt := filepath.Join(t.TempDir(), "virtio_console.ko")
+	for _, file := range []string{
+		opt, dir + "/kernel/a/failover.ko", dir + "/kernel/a/net_failover.ko", dir + "/kernel/a/virtio-net.ko", dir + "/kernel/ipv6.ko.xz",
+	} {
+		write(t, file, "")
+	}
 	write(t, filepath.Join(dir, "modules.dep"), "kernel/a/virtio-net.ko: kernel/a/net_failover.ko kernel/a/failover.ko\n"+
 		"kernel/a/failover.ko:\nkernel/a/net_failover.ko: kernel/a/failover.ko\n"+
-		"/opt/virtio_console.ko: kernel/a/failover.ko\nkernel/ipv6.ko.xz:\nnonsense\n")
+		opt+": kernel/a/failover.ko\nkernel/ipv6.ko.xz:\nkernel/overlay.ko:\nnonsense\n")
 	f, err = Look(kernel)
-	want := []string{dir + "/kernel/a/failover.ko", "/opt/virtio_console.ko", dir + "/kernel/a/net_failover.ko", dir + "/kernel/a/virtio-net.ko"}
+	want := []string{dir + "/kernel/a/failover.ko", opt, dir + "/kernel/a/net_failover.ko", dir + "/kernel/a/virtio-net.ko"}
 	if err != nil || !slices.Equal(f.Modules, want) || f.CheckAgent() != nil {
 		t.Errorf("Modules = %q, %v, %v, want %q", f.Modules, err, f.CheckAgent(), want)
 	}
 	lacks = f.Lacks()
-	if want := "not found: module ipv6, overlay in " + dir; len(lacks) != 3 || lacks[0] != want {
+	if want := "not found as .ko, not compressed: module ipv6, overlay in " + dir; len(lacks) != 3 || lacks[0] != want {
 		t.Errorf("with half of the modules it lacks %q, want %q first", lacks, want)
 	}
 }

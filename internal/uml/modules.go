@@ -14,9 +14,9 @@ import (
 )
 
 // moduleOf names the module (modules.dep(5)) of each option that may as well be one: the guest stage loads them before
-// anything else. HOSTFS is not among them: as a module it knows no hostfs= that keeps it within a directory.
+// anything else. HOSTFS and VIRTIO_UML are not among them. As modules they are in the guest's hands: the one knows no hostfs=
+// then, which keeps it within a directory, and the other connects to any socket of the host.
 var moduleOf = map[string]string{
-	"VIRTIO_UML":     "virtio_uml",
 	"VIRTIO_CONSOLE": "virtio_console",
 	"VIRTIO_NET":     "virtio_net",
 	"VIRTIO_BALLOON": "virtio_balloon",
@@ -75,7 +75,7 @@ func parseDependencies(text io.Reader, dir string) (dependencies, error) {
 	lines.Buffer(nil, 1<<20) // a module that needs thousands of others
 	for lines.Scan() {
 		file, needs, ok := strings.Cut(lines.Text(), ":")
-		if !ok || path.Ext(file) != ".ko" { // the guest's kernel decompresses nothing
+		if !ok || path.Ext(file) != ".ko" { // finit_module(2) takes no compressed ones as they are
 			continue
 		}
 		files := append([]string{file}, strings.Fields(needs)...)
@@ -92,6 +92,14 @@ func parseDependencies(text io.Reader, dir string) (dependencies, error) {
 // moduleName is the name of the module in a file, as the kernel has it: "virtio_net" for "…/virtio-net.ko".
 func moduleName(file string) string {
 	return strings.ReplaceAll(strings.TrimSuffix(path.Base(file), ".ko"), "-", "_")
+}
+
+// usable says that a module is there with all that it needs, for a modules.dep may be older than what lies beside it.
+func (d dependencies) usable(module string) bool {
+	return d[module] != nil && !slices.ContainsFunc(d[module], func(file string) bool {
+		info, err := os.Stat(file)
+		return err != nil || !info.Mode().IsRegular()
+	})
 }
 
 // load appends to files those that a module needs, in the order in which they are to be loaded, and its own.

@@ -175,11 +175,11 @@ func (d *Device) end() {
 		q.setKick(nil)
 		q.setCall(-1)
 	}
+	d.setRequests(-1)
 	if d.mem != nil {
 		_ = d.mem.close()
 		d.mem = nil
 	}
-	d.setRequests(-1)
 }
 
 func (d *Device) setRequests(fd int) {
@@ -215,6 +215,9 @@ func (d *Device) handle(m *Message) ([]byte, error) {
 	case SetMemTable:
 		return nil, d.setMemory(m)
 	case SetBackendRequestFD:
+		if !d.o.OldDriver {
+			break
+		}
 		fd, err := m.takeFD()
 		if err == nil {
 			d.setRequests(fd)
