@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"docker-usermode-linux/internal/agent"
+	"docker-usermode-linux/internal/uml"
 )
 
 // TestRunWaitsForHooks has start hooks that take longer than a command of exec would wait: that of run is not given up, but
@@ -103,5 +104,22 @@ func TestPowerOffBesideHealthChecks(t *testing.T) {
 	}
 	if got := <-asked; got != agent.RequestPowerOff {
 		t.Errorf("asked for %s before %s", got, agent.RequestPowerOff)
+	}
+}
+
+// TestPoweredOff has a guest that powers itself off: before its command was run, nothing has succeeded.
+func TestPoweredOff(t *testing.T) {
+	messages, err := newMessageLog(zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer messages.close()
+	g := &guest{session: newSession(Command{}, Streams{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}), messages: messages}
+	if got, err := g.reportSession(uml.Exit{}); got.code != exitSupervisor || err == nil {
+		t.Errorf("without an agent: code %d, %v, want %d and why", got.code, err, exitSupervisor)
+	}
+	g.session.begun.Store(true)
+	if got, err := g.reportSession(uml.Exit{}); got.code != 0 || err != nil {
+		t.Errorf("with one: code %d, %v, want 0", got.code, err)
 	}
 }
