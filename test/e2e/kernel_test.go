@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -19,8 +21,12 @@ func TestStockKernel(t *testing.T) {
 	}
 
 	release, _, _ := strings.Cut(stdout, "\n")
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	driver := "/usr/lib/uml/modules/" + release + "/kernel/drivers/char/virtio_console.ko"
-	stdout, stderr, code = runImage(t, tag, "", "--tmpfs", shm, "-v", "/dev/null:"+driver+":ro", "--", "run", "true")
+	stdout, stderr, code = runImage(t, tag, "", "--tmpfs", shm, "-v", empty+":"+driver+":ro", "--", "run", "true")
 	if code != 125 || !strings.Contains(stderr, "load kernel module virtio_console.ko: ") || !strings.Contains(stderr, "the kernel has no port for it") {
 		t.Errorf("run with a module that is broken: %q, code %d, %s", stdout, code, stderr)
 	}
