@@ -191,6 +191,7 @@ func serveSupervisor(ctx context.Context, r *requests, command bool) {
 			time.Sleep(portRetry)
 			continue
 		}
+		// There is one, and will be: a failure now is no kernel without.
 		tries = portPolls + 1
 		if err := server.Serve(ctx, port); err != nil && !errors.Is(err, unix.ENODEV) { // as it is when the kernel ends
 			noteAgent(err)

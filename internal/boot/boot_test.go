@@ -95,7 +95,7 @@ func TestInitramfsHooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	got := contents(t, f)
+	_, got := contents(t, f)
 	want := []string{
 		"40700 hooks ", "40700 hooks/start ", "100700 hooks/start/10-a.sh one", "100700 hooks/start/20 b ",
 		"40700 hooks/stop ", "100700 hooks/stop/10-a.sh three",
@@ -105,13 +105,13 @@ func TestInitramfsHooks(t *testing.T) {
 	}
 }
 
-// contents lists what is in the archive of f behind the settings.
-func contents(t *testing.T, f *os.File) (all []string) {
+// contents returns the settings in the archive of f, and lists what else is there.
+func contents(t *testing.T, f *os.File) (s Settings, all []string) {
 	t.Helper()
 	for archive := cpio.NewReader(io.NewSectionReader(f, 0, 1<<20)); ; {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			return all
+			return s, all
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -122,6 +122,10 @@ func contents(t *testing.T, f *os.File) (all []string) {
 		}
 		if "/"+header.Name != SettingsPath {
 			all = append(all, fmt.Sprintf("%o %s %s", header.Mode, header.Name, data))
+			continue
+		}
+		if s, err = ParseSettings(data); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -143,19 +147,12 @@ func TestInitramfsModules(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if got, want := contents(t, f), []string{"40700 modules ", "100600 modules/b.ko b.ko", "100600 modules/a.ko a.ko"}; !reflect.DeepEqual(got, want) {
+	settings, got := contents(t, f)
+	if want := []string{"40700 modules ", "100600 modules/b.ko b.ko", "100600 modules/a.ko a.ko"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("modules in the archive: %q, want %q", got, want)
 	}
-	archive := cpio.NewReader(io.NewSectionReader(f, 0, 1<<20))
-	if _, err := archive.Next(); err != nil {
-		t.Fatal(err)
-	}
-	data, err := io.ReadAll(archive)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, err := ParseSettings(data); err != nil || !reflect.DeepEqual(got.Modules, []string{"b.ko", "a.ko"}) {
-		t.Errorf("settings name the modules %q, %v", got.Modules, err)
+	if want := []string{"b.ko", "a.ko"}; !reflect.DeepEqual(settings.Modules, want) {
+		t.Errorf("settings name the modules %q, want %q", settings.Modules, want)
 	}
 	if _, err := Initramfs(base, testSettings(), []string{filepath.Join(dir, "none.ko")}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("Initramfs with a module that is not there: %v", err)

@@ -29,7 +29,7 @@ type Features struct {
 	Modules []string
 	// options are those that are built in, or that Modules make up for.
 	options map[string]bool
-	// absent are the modules that we need and did not find in searched: directories, and what is the matter with them.
+	// absent are the options whose modules were not found in searched: directories, and what is the matter with them.
 	absent, searched []string
 }
 
@@ -48,8 +48,8 @@ func Look(path string) (Features, error) {
 	f := Features{options: map[string]bool{}}
 	for option, value := range options {
 		f.options[option] = value == builtIn
-		if name := moduleOf[option]; name != "" && value == module {
-			f.absent = append(f.absent, name)
+		if value == module && moduleOf[option] != "" {
+			f.absent = append(f.absent, option)
 		}
 	}
 	if f.absent != nil {
@@ -60,7 +60,7 @@ func Look(path string) (Features, error) {
 	return f, err
 }
 
-// findModules looks for those that are absent, in the first directory that has any of them.
+// findModules looks for the modules of the options that are absent, in the first directory that has any of them.
 func (f *Features) findModules(ctx context.Context, kernel string) {
 	version, err := release(ctx, kernel)
 	if err != nil {
@@ -73,21 +73,17 @@ func (f *Features) findModules(ctx context.Context, kernel string) {
 			dir = fmt.Sprintf("%s (%v)", dir, err)
 		}
 		f.searched = append(f.searched, dir)
-		f.absent = slices.DeleteFunc(f.absent, func(name string) bool {
-			if !found.usable(name) {
+		f.absent = slices.DeleteFunc(f.absent, func(option string) bool {
+			if !found.usable(moduleOf[option]) {
 				return false
 			}
-			f.Modules = found.load(f.Modules, name)
+			f.Modules = found.load(f.Modules, moduleOf[option])
+			f.options[option] = true
 			return true
 		})
 		if f.Modules != nil { // those of another build do not fit
 			f.searched = []string{dir}
 			break
-		}
-	}
-	for option, name := range moduleOf {
-		if slices.ContainsFunc(f.Modules, func(file string) bool { return moduleName(file) == name }) {
-			f.options[option] = true
 		}
 	}
 }
@@ -143,11 +139,15 @@ var agentOptions = []string{"VIRTIO_UML", "VIRTIO_CONSOLE"}
 
 // CheckAgent is an error unless the kernel has what is needed to run commands in the guest, and to tell its health.
 func (f Features) CheckAgent() error {
-	if missing := f.missing(agentOptions); missing != nil {
-		return errors.New(strings.TrimSuffix("commands in the guest and its health need a kernel with "+strings.Join(missing, " and ")+
-			"; "+f.notFound(), "; "))
+	missing := f.missing(agentOptions)
+	if missing == nil {
+		return nil
 	}
-	return nil
+	text := "commands in the guest and its health need a kernel with " + strings.Join(missing, " and ")
+	if where := f.notFound(); where != "" {
+		text += "; " + where
+	}
+	return errors.New(text)
 }
 
 // missing are those of options that it lacks: CONFIG_A=y, CONFIG_A where a module would do, or the name of such a module.
@@ -155,7 +155,7 @@ func (f Features) missing(options []string) (missing []string) {
 	for _, option := range options {
 		switch {
 		case f.options[option]:
-		case slices.Contains(f.absent, moduleOf[option]):
+		case slices.Contains(f.absent, option):
 			missing = append(missing, "module "+moduleOf[option])
 		case moduleOf[option] != "":
 			missing = append(missing, "CONFIG_"+option)
@@ -171,7 +171,11 @@ func (f Features) notFound() string {
 	if len(f.absent) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("not found as .ko, not compressed: module %s in %s", strings.Join(f.absent, ", "), strings.Join(f.searched, ", "))
+	var names []string
+	for _, option := range f.absent {
+		names = append(names, moduleOf[option])
+	}
+	return fmt.Sprintf("not found as .ko, not compressed: module %s in %s", strings.Join(names, ", "), strings.Join(f.searched, ", "))
 }
 
 // Lacks says what a guest with such a kernel has to do without, a sentence for each thing.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,9 +39,13 @@ func TestStockKernel(t *testing.T) {
 		t.Errorf("in the guest: %q, want an overlay, and a default route of IPv6", got)
 	}
 	c.waitUp("systemd")
-	if s, err := c.status(); err != nil || !s.Healthy || s.HostReturned == 0 {
-		t.Errorf("status: %+v, %v, want a healthy guest that has given memory back", s, err)
-	}
+	waitFor(t, "a healthy guest that has given memory back", func() error {
+		s, err := c.status()
+		if err == nil && (!s.Healthy || s.HostReturned == 0) {
+			err = fmt.Errorf("status: %+v", s)
+		}
+		return err
+	})
 	if code := c.stop(); code != "0" {
 		t.Errorf("exit code %s", code)
 	}
