@@ -6,6 +6,8 @@ USERLAND   ?= debian
 FUZZTIME   ?= 1s
 # Time for the whole of `go test`, and where `make run` publishes the guest's SSH server.
 TIMEOUT    ?= 20m
+# Every end-to-end test as it goes; where nobody watches, those that fail alone.
+VERBOSE    ?= $(if $(CI),,-v)
 # Of the benchmarks: seconds for each measurement of the network, how often each is made, FORCE=1 for a busy machine.
 SECONDS    ?= 5
 ROUNDS     ?= 3
@@ -66,7 +68,7 @@ e2e: need-go need-docker ## Tests of the built image: boots real guests, as new 
 	ROOTFS=dist/rootfs.tar GO=$(GO) scripts/host $(IMAGE)
 	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) E2E_BASE_IMAGE=$(BASE_IMAGE) E2E_DATABASE=$(E2E_DATABASE) \
 		E2E_UML=$(CURDIR)/dist/uml E2E_ROOTFS=$(CURDIR)/dist/rootfs.tar \
-		$(GO) test -count=1 -timeout $(TIMEOUT) -v ./test/e2e/...
+		$(GO) test -count=1 -timeout $(TIMEOUT) $(VERBOSE) ./test/e2e/...
 
 rounds: need-go need-docker ## Start and stop one guest 500 times, half an hour
 	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs
