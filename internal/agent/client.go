@@ -22,11 +22,12 @@ var ErrGone = errors.New("the guest's agent is gone")
 
 // Client is the host's end of a connection to an agent, or to a Proxy. Any number of goroutines may use it.
 type Client struct {
-	stream *stream
-	conn   ssh.Conn
-	turn   chan struct{} // holds a token while a Call is under way: the connection has one request at a time
-	done   chan struct{}
-	err    error // of the connection; valid when done is closed
+	stream  *stream
+	conn    ssh.Conn
+	turn    chan struct{} // holds a token while a Call is under way: the connection has one request at a time
+	handing sync.Mutex    // held by handOver
+	done    chan struct{}
+	err     error // of the connection; valid when done is closed
 }
 
 // Dial makes a connection of conn, which the Client then owns. It waits for the agent for 30 s at most, or until ctx
@@ -138,7 +139,8 @@ func (c *Client) Call(ctx context.Context, name string, request, answer any) err
 type Streams struct {
 	// Stdin is read until its end, which the command sees. A Read that does not return outlives Run. Nil: no input.
 	Stdin io.Reader
-	// Stdout and Stderr get the output. With a terminal all goes to Stdout. Nil: it is dropped.
+	// Stdout and Stderr get the output. With a terminal all goes to Stdout. Nil: it is dropped. If Stdout is the
+	// *os.File of a pipe and the Client is a Proxy's on a unix socket, the Proxy's process writes to that pipe itself.
 	Stdout, Stderr io.Writer
 	// Resize has the new sizes of the terminal. Nil: it keeps its size.
 	Resize <-chan Size
@@ -260,6 +262,9 @@ func (r *remote) run(payload []byte) (code int, err error) {
 
 // start sends the command, and then what comes for it. Without start the channel is closed.
 func (r *remote) start(payload []byte) error {
+	if file, ok := r.streams.Stdout.(*os.File); ok {
+		r.client.handOver(file, func(name string) (bool, error) { return r.channel.SendRequest(name, true, nil) })
+	}
 	ok, err := r.channel.SendRequest(requestCommand, true, payload)
 	if err != nil {
 		return ErrGone

@@ -9,6 +9,7 @@
 //
 //   - "command", on a session channel in place of "exec": a Command in JSON. It is executed as it is, while "exec" is
 //     a string for the shell of the user.
+//   - "stdout", on a session channel of a Proxy: the client's pipe for standard output comes along with it (handover.go).
 //   - global requests: JSON both ways, answered by ServerOptions.Handle; the payload of a refusal is its text.
 //
 // One Server serves two kinds of clients. Without an Authenticator, the stream itself is the proof of who is there: a

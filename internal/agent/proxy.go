@@ -24,6 +24,8 @@ func Proxy(ctx context.Context, conn net.Conn, upstream func() (*Client, error))
 	parent := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	conn, files := newReceiver(conn)
+	defer files.replace(nil)
 	stream := newStream(conn)
 	defer func() { <-stream.sent }()
 	defer stream.abort()
@@ -58,7 +60,7 @@ func Proxy(ctx context.Context, conn net.Conn, upstream func() (*Client, error))
 	}
 	defer context.AfterFunc(ctx, stream.abort)()
 
-	p := &proxy{upstream: upstream, stream: stream}
+	p := &proxy{upstream: upstream, stream: stream, files: files}
 	var tasks sync.WaitGroup
 	tasks.Go(func() { p.passRequests(requests) })
 	tasks.Go(func() { p.acceptChannels(channels) })
@@ -73,7 +75,8 @@ func Proxy(ctx context.Context, conn net.Conn, upstream func() (*Client, error))
 // proxy is a client that is served with another one's connection.
 type proxy struct {
 	upstream func() (*Client, error)
-	stream   *stream // to the client
+	stream   *stream   // to the client
+	files    *receiver // from the client
 	sessions atomic.Int32
 }
 
@@ -143,6 +146,7 @@ func (p *proxy) pass(session ssh.NewChannel) {
 		return
 	}
 
+	stdout := &outlet{channel: throttled{down, p.stream}}
 	var tasks, fromUp sync.WaitGroup
 	// The client's: data and its end; requests, until the client closes the channel.
 	tasks.Go(func() {
@@ -150,27 +154,40 @@ func (p *proxy) pass(session ssh.NewChannel) {
 		_ = up.CloseWrite()
 	})
 	tasks.Go(func() {
-		passChannelRequests(up, downRequests)
+		passChannelRequests(up, downRequests, func(request *ssh.Request) (mine bool) {
+			if request.Type != requestStdout {
+				return false
+			}
+			pipe := p.files.take()
+			stdout.use(pipe)
+			_ = request.Reply(pipe != nil, nil)
+			return true
+		})
 		_ = up.Close()
+		stdout.close()
 	})
 	// The agent's, in the same way. The close comes last.
 	fromUp.Go(func() {
 		var outputs sync.WaitGroup
-		outputs.Go(func() { _ = copyBuffered(throttled{down, p.stream}, up) })
+		outputs.Go(func() { _ = copyBuffered(stdout, up) })
 		outputs.Go(func() { _ = copyBuffered(throttled{down.Stderr(), p.stream}, up.Stderr()) })
 		outputs.Wait()
+		stdout.close()
 		_ = down.CloseWrite()
 	})
-	fromUp.Go(func() { passChannelRequests(down, upRequests) })
+	fromUp.Go(func() { passChannelRequests(down, upRequests, nil) })
 	fromUp.Wait()
 	_ = down.Close()
 	tasks.Wait()
 }
 
-// passChannelRequests passes requests on until the channel that they come from is closed. Those that the other end does
-// not get are refused.
-func passChannelRequests(to ssh.Channel, requests <-chan *ssh.Request) {
+// passChannelRequests passes requests on until the channel that they come from is closed, but for those that own, unless
+// it is nil, answers. Those that the other end does not get are refused.
+func passChannelRequests(to ssh.Channel, requests <-chan *ssh.Request, own func(*ssh.Request) bool) {
 	for request := range requests {
+		if own != nil && own(request) {
+			continue
+		}
 		ok, err := to.SendRequest(request.Type, request.WantReply, request.Payload)
 		_ = request.Reply(ok && err == nil, nil)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -35,6 +36,7 @@ type stream struct {
 	mu     sync.Mutex
 	change *sync.Cond // of anything below
 	queue  []byte     // not yet taken by send
+	file   *os.File   // goes along with what is sent next; inner is a unix socket
 	err    error      // of the first write that failed, or net.ErrClosed
 }
 
@@ -71,6 +73,13 @@ func (s *stream) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// attach sends a file along with the next bytes. It stays the caller's, who closes it once they have been answered.
+func (s *stream) attach(file *os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.file = file
+}
+
 // throttle waits until there is room for data. All who write data to a channel call it before.
 func (s *stream) throttle() {
 	s.mu.Lock()
@@ -102,10 +111,12 @@ func (s *stream) send() {
 		}
 		bytes := s.queue
 		s.queue = spare[:0]
+		file := s.file
+		s.file = nil
 		s.change.Broadcast()
 		s.mu.Unlock()
 
-		if _, err := s.inner.Write(bytes); err != nil {
+		if err := s.write(bytes, file); err != nil {
 			s.fail(err)
 			return
 		}
@@ -113,6 +124,19 @@ func (s *stream) send() {
 			spare = nil // a burst is over
 		}
 	}
+}
+
+// write sends all of bytes, and file unless it is nil.
+func (s *stream) write(bytes []byte, file *os.File) error {
+	if file != nil {
+		n, err := sendWith(s.inner.(*net.UnixConn), bytes, file)
+		if err != nil {
+			return err
+		}
+		bytes = bytes[n:]
+	}
+	_, err := s.inner.Write(bytes)
+	return err
 }
 
 func (s *stream) fail(err error) {
