@@ -11,6 +11,7 @@ import (
 	"path"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -68,11 +69,12 @@ func keepSSH(keysOnly bool) {
 	}
 }
 
-// sshCommand is that process. It inherits the console to write to, and no other file.
+// sshCommand is that process. It inherits the console to write to, and no other file. Its input is a pipe, at its end: a
+// root file system without /dev has no /dev/null, which is what package exec would open.
 func sshCommand(keysOnly bool) *exec.Cmd {
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{sshName, sshRole}, Env: []string{defaultPath}, Dir: "/",
-		Stdout: os.Stdout, Stderr: os.Stderr,
+		Stdin: strings.NewReader(""), Stdout: os.Stdout, Stderr: os.Stderr,
 	}
 	if keysOnly {
 		cmd.Args = append(cmd.Args, keysOnlyArg)

@@ -36,11 +36,15 @@ func TestWaitForSSHServer(t *testing.T) {
 func TestSSHInheritsNoPort(t *testing.T) {
 	for keysOnly, want := range map[bool][]string{false: {sshName, sshRole}, true: {sshName, sshRole, keysOnlyArg}} {
 		cmd := sshCommand(keysOnly)
-		if len(cmd.ExtraFiles) > 0 || cmd.Stdin != nil || !slices.Equal(cmd.Env, []string{defaultPath}) {
+		_, file := cmd.Stdin.(*os.File)
+		if len(cmd.ExtraFiles) > 0 || file || !slices.Equal(cmd.Env, []string{defaultPath}) {
 			t.Errorf("sshCommand(%t) inherits %v, %v, %q", keysOnly, cmd.ExtraFiles, cmd.Stdin, cmd.Env)
 		}
 		if !slices.Equal(cmd.Args, want) {
 			t.Errorf("sshCommand(%t) = %q, want %q", keysOnly, cmd.Args, want)
+		}
+		if cmd.Stdin == nil {
+			t.Errorf("sshCommand(%t) needs /dev/null", keysOnly)
 		}
 	}
 }
