@@ -5,7 +5,7 @@ BASE_IMAGE ?= debian:trixie-slim
 USERLAND   ?= debian
 FUZZTIME   ?= 1s
 # Time for the whole of `go test`, and where `make run` publishes the guest's SSH server.
-TIMEOUT    ?= 20m
+TIMEOUT    ?= 45m
 # Every end-to-end test as it goes; where nobody watches, those that fail alone.
 VERBOSE    ?= $(if $(CI),,-v)
 # Of the benchmarks: seconds for each measurement of the network, how often each is made, FORCE=1 for a busy machine.
