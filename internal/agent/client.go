@@ -262,9 +262,7 @@ func (r *remote) run(payload []byte) (code int, err error) {
 
 // start sends the command, and then what comes for it. Without start the channel is closed.
 func (r *remote) start(payload []byte) error {
-	if file, ok := r.streams.Stdout.(*os.File); ok {
-		r.client.handOver(file, func(name string) (bool, error) { return r.channel.SendRequest(name, true, nil) })
-	}
+	r.handOver()
 	ok, err := r.channel.SendRequest(requestCommand, true, payload)
 	if err != nil {
 		return ErrGone

@@ -10,18 +10,25 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"docker-usermode-linux/internal/scmrights"
 )
 
 // requestStdout tells a Proxy that the next descriptor on its socket is the write end of a pipe, for the standard output
 // of the command that the session is to run.
 const requestStdout = "stdout" + requestSuffix
 
-// handOver gives the Proxy a pipe of ours to write to: bulk data is then spared the second SSH connection, an eighth
-// of the processor time that copying it takes in all. The pipe stays the client's too, which goes on writing what comes
-// over the channel: all of it if the server is no Proxy and refuses the request, and the rest once the Proxy cannot
-// write, so that it is the client that finds its pipe broken.
-func (c *Client) handOver(file *os.File, request func(name string) (bool, error)) {
-	if _, ok := c.stream.inner.(*net.UnixConn); !ok || !isPipe(file) {
+// handOver gives the Proxy the pipe that is our standard output, if it is one, to write to: bulk data is then spared the
+// second SSH connection, an eighth of the processor time that copying it takes in all. The pipe stays the client's too,
+// which goes on writing what comes over the channel: all of it if the server is no Proxy and refuses the request, and the
+// rest once the Proxy cannot write, so that it is the client that finds its pipe broken.
+func (r *remote) handOver() {
+	client := r.client
+	file, ok := r.streams.Stdout.(*os.File)
+	if !ok || !isPipe(file) {
+		return
+	}
+	if _, ok := client.stream.inner.(*net.UnixConn); !ok {
 		return
 	}
 	// Opened anew, as a pipe without O_NONBLOCK would hold up its writer even when the session is over, and our own end
@@ -31,10 +38,10 @@ func (c *Client) handOver(file *os.File, request func(name string) (bool, error)
 		return
 	}
 	defer again.Close()
-	c.handing.Lock() // the order of requests has to be that of descriptors
-	defer c.handing.Unlock()
-	c.stream.attach(again)
-	_, _ = request(requestStdout) // refused or not
+	client.handing.Lock() // the order of requests has to be that of descriptors
+	defer client.handing.Unlock()
+	client.stream.attach(again)
+	_, _ = r.channel.SendRequest(requestStdout, true, nil) // refused or not
 }
 
 func isPipe(file *os.File) bool {
@@ -44,35 +51,26 @@ func isPipe(file *os.File) bool {
 
 // openAgain opens a pipe a second time, to write to it without waiting (proc_pid_fd(5)).
 func openAgain(file *os.File) (again *os.File, err error) {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	if controlErr := raw.Control(func(fd uintptr) {
+	err = control(file, func(fd int) (err error) {
 		again, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_WRONLY|unix.O_NONBLOCK, 0)
-	}); controlErr != nil {
-		return nil, controlErr
-	}
+		return err
+	})
 	return again, err
 }
 
 // sendWith writes to a socket, with a file attached to the first byte (unix(7), SCM_RIGHTS).
 func sendWith(conn *net.UnixConn, bytes []byte, file *os.File) (n int, err error) {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	if controlErr := raw.Control(func(fd uintptr) {
-		n, _, err = conn.WriteMsgUnix(bytes, unix.UnixRights(int(fd)), nil)
-	}); controlErr != nil {
-		return 0, controlErr
-	}
+	err = control(file, func(fd int) (err error) {
+		n, _, err = conn.WriteMsgUnix(bytes, unix.UnixRights(fd), nil)
+		return err
+	})
 	return n, err
 }
 
-// receiver is a socket over which files may come along with the bytes. One is kept until it is taken; more are closed.
+// receiver is a socket over which files may come along with the bytes. The last is kept until it is taken.
 type receiver struct {
 	*net.UnixConn
+	oob [32]byte // of Read, which one goroutine calls: room for four descriptors; the kernel closes more
 
 	mu   sync.Mutex
 	file *os.File // guarded by mu
@@ -89,10 +87,10 @@ func newReceiver(conn net.Conn) (net.Conn, *receiver) {
 }
 
 func (r *receiver) Read(p []byte) (int, error) {
-	oob := make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := r.ReadMsgUnix(p, oob)
-	if oobn > 0 {
-		r.keep(oob[:oobn])
+	n, oobn, _, _, err := r.ReadMsgUnix(p, r.oob[:])
+	fds, _ := scmrights.Parse(r.oob[:oobn]) // the kernel's own words
+	for _, fd := range fds {
+		r.keep(fd)
 	}
 	if errors.Is(err, io.EOF) {
 		err = io.EOF // as a reader says it
@@ -100,26 +98,13 @@ func (r *receiver) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// keep takes the files out of a control message.
-func (r *receiver) keep(oob []byte) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return // the kernel's own words
+// keep has writes to a descriptor wait in the runtime's poller, not in a system call.
+func (r *receiver) keep(fd int) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return
 	}
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			continue // not rights, and not asked for
-		}
-		for _, fd := range fds {
-			// Writes are to wait for the file's turn, not in a system call.
-			if err := unix.SetNonblock(fd, true); err != nil {
-				_ = unix.Close(fd)
-				continue
-			}
-			r.replace(os.NewFile(uintptr(fd), "client's stdout"))
-		}
-	}
+	r.replace(os.NewFile(uintptr(fd), "client's stdout"))
 }
 
 func (r *receiver) replace(file *os.File) {

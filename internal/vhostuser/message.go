@@ -5,9 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 
 	"golang.org/x/sys/unix"
+
+	"docker-usermode-linux/internal/scmrights"
 )
 
 // Request is the type of a message from the front end (QEMU, docs/interop/vhost-user.rst, "Front-end message types").
@@ -116,7 +117,7 @@ func Receive(conn *net.UnixConn) (Message, error) {
 		return Message{}, err
 	}
 	var m Message
-	if m.FDs, err = parseFDs(oob[:oobn]); err != nil {
+	if m.FDs, err = scmrights.Parse(oob[:oobn]); err != nil {
 		return Message{}, err
 	}
 	if err = readFull(conn, hdr[n:]); err == nil {
@@ -176,21 +177,4 @@ func Send(conn *net.UnixConn, m Message) error {
 	}
 	_, _, err := conn.WriteMsgUnix(b, oob, nil)
 	return err
-}
-
-// parseFDs takes the descriptors out of control messages. Package net has them closed at exec.
-func parseFDs(oob []byte) ([]int, error) {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, os.NewSyscallError("parse control message", err)
-	}
-	var fds []int
-	for _, m := range msgs {
-		got, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			continue // something else, such as credentials
-		}
-		fds = append(fds, got...)
-	}
-	return fds, nil
 }
