@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -221,6 +222,7 @@ type requests struct {
 	hookEnv  []string
 	ownInit  bool // this program stays as process 1
 	stopping sync.Once
+	up       atomic.Bool // what the init last answered; not after a question without an answer
 }
 
 func (r *requests) handle(name string, payload []byte) ([]byte, error) {

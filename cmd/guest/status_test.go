@@ -35,6 +35,33 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestJudgeAnswer has an init that is late to answer now and then.
+func TestJudgeAnswer(t *testing.T) {
+	var r requests
+	for i, look := range []struct {
+		up     bool
+		detail string
+		want   bool
+	}{
+		{false, noAnswer, false},
+		{false, "starting", false},
+		{false, noAnswer, false},
+		{true, "running", true},
+		{false, noAnswer, true},
+		{true, "running", true},
+		{false, noAnswer, true},
+		{false, noAnswer, false},
+		{true, "degraded", true},
+		{false, "stopping", false},
+		{false, noAnswer, false},
+	} {
+		s := agent.InitStatus{Up: look.up, Detail: look.detail}
+		if r.judgeAnswer(&s); s.Up != look.want || s.Detail != look.detail {
+			t.Errorf("look %d: %+v, want up %v", i, s, look.want)
+		}
+	}
+}
+
 func TestTakesSignal(t *testing.T) {
 	const status = "Name:\tsystemd\nSigPnd:\tffffffffffffffff\nSigBlk:\t0000002000000000\nSigIgn:\tffffffffffffffff\n" +
 		"SigCgt:\t0000000000000800\n"
