@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"docker-usermode-linux/internal/vhostuser/truncate"
 )
 
 func TestHandshake(t *testing.T) {
@@ -417,7 +419,7 @@ func TestRegions(t *testing.T) {
 func TestTruncated(t *testing.T) {
 	f := connect(t, Options{Kicked: echo})
 	f.setUp(len(steps))
-	if err := f.file.Truncate(0); err != nil {
+	if err := truncate.File(f.file); err != nil {
 		t.Fatal(err)
 	}
 	ring(f.kicks[1])
@@ -583,7 +585,7 @@ func FuzzMessages(f *testing.F) {
 			case 3:
 				m.FDs = []int{int(e.file.Fd()), int(e.file.Fd())}
 			case 4:
-				e.file.Truncate(0)
+				truncate.File(e.file)
 			}
 			size := min(int(script[2]), len(script)-3)
 			m.Payload, script = script[3:3+size], script[3+size:]

@@ -443,7 +443,8 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestTruncatedUnnoticed takes the memory away while nobody accesses it, but for whoever closes.
+// TestTruncatedUnnoticed takes the memory away while nobody accesses it, but for whoever closes, and now and then a
+// queue that still looks for more.
 func TestTruncatedUnnoticed(t *testing.T) {
 	for _, end := range []string{"port", "conn"} {
 		p := startPort(t)
@@ -456,15 +457,13 @@ func TestTruncatedUnnoticed(t *testing.T) {
 		if err := g.Truncate(); err != nil {
 			t.Fatal(err)
 		}
-		want := error(nil)
 		if end == "port" {
 			p.Close()
 		} else {
 			conn.Close() // tells the guest
-			want = vhostuser.ErrMemory
 		}
-		if err := p.end(t); !errors.Is(err, want) {
-			t.Errorf("Run() after Close() of the %s = %v, want %v", end, err, want)
+		if err := p.end(t); !errors.Is(err, vhostuser.ErrMemory) && (err != nil || end == "conn") {
+			t.Errorf("Run() after Close() of the %s = %v, want %v", end, err, vhostuser.ErrMemory)
 		}
 	}
 }

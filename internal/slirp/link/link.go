@@ -110,7 +110,6 @@ type Endpoint struct {
 	largeTX    atomic.Bool // the guest takes large segments
 	stats      Stats
 	done       chan struct{} // closed by shut
-	running    sync.WaitGroup
 
 	received *notice      // of what the guest gets
 	taken    *notice      // of what it has sent
@@ -129,9 +128,10 @@ type Endpoint struct {
 	control  ring      // guarded by mu: what never waits and found no room
 	tx       []vhostuser.Chain
 	txHeader [virtioHeaderBytes]byte
-	features uint64 // guarded by mu: what the driver has accepted
-	closed   bool   // guarded by mu
-	cause    error  // guarded by mu
+	features uint64        // guarded by mu: what the driver has accepted
+	closed   bool          // guarded by mu
+	cause    error         // guarded by mu
+	ended    chan struct{} // guarded by mu: closed when Run returns, nil before it is called
 }
 
 type dispatcher struct{ stack.NetworkDispatcher }
@@ -186,8 +186,10 @@ func config(o Options) []byte {
 // Run waits for the guest's driver and serves it until Close (nil), until the guest closes its end (ErrGuestClosed) or
 // until it breaks the rules of virtio. It must be called at most once.
 func (e *Endpoint) Run() error {
-	e.running.Add(1)
-	defer e.running.Done()
+	e.mu.Lock()
+	e.ended = make(chan struct{})
+	defer close(e.ended)
+	e.mu.Unlock()
 	e.shut(e.device.ServeOne(e.listener))
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -219,8 +221,15 @@ func (e *Endpoint) queueKicked(q *vhostuser.Queue) error {
 // Close ends Run and all senders. It does not wait for Run; Wait does.
 func (e *Endpoint) Close() { e.shut(nil) }
 
-// Wait implements stack.LinkEndpoint: it returns when Run has.
-func (e *Endpoint) Wait() { e.running.Wait() }
+// Wait implements stack.LinkEndpoint: it returns when Run has, or if it was not called yet.
+func (e *Endpoint) Wait() {
+	e.mu.Lock()
+	ended := e.ended
+	e.mu.Unlock()
+	if ended != nil {
+		<-ended
+	}
+}
 
 // Done is closed when the link has ended for whatever reason.
 func (e *Endpoint) Done() <-chan struct{} { return e.done }

@@ -54,9 +54,8 @@ type NIC struct {
 	running    sync.WaitGroup
 	once       sync.Once
 
-	rx *vhostusertest.Ring // the reader's
-
 	mu      sync.Mutex
+	rx      *vhostusertest.Ring // guarded by mu, but for calls and kicks
 	tx      *vhostusertest.Ring // guarded by mu
 	free    []uint16            // guarded by mu: entries of the transmit queue
 	closed  bool                // guarded by mu
@@ -116,39 +115,7 @@ func (n *NIC) read() {
 	var frame []byte
 	var hdr [hdrBytes]byte
 	for {
-		for {
-			n.mu.Lock()
-			for n.paused && !n.closed {
-				n.changed.Wait()
-			}
-			closed := n.closed
-			n.mu.Unlock()
-			if closed {
-				return
-			}
-			id, length, ok := n.rx.UsedOrCall(0)
-			if !ok {
-				break
-			}
-			if length < hdrBytes { // a buffer that was too small
-				n.rx.Offer(id)
-				n.rx.Publish()
-				continue
-			}
-			first := n.rxBuffer(id)
-			buffers := binary.LittleEndian.Uint16(first[10:])
-			copy(hdr[:], first)
-			frame = append(frame[:0], first[hdrBytes:length]...)
-			n.rx.Offer(id)
-			for range buffers - 1 {
-				id, length, ok = n.rx.Used()
-				if !ok {
-					panic("the device promised more buffers than it gave")
-				}
-				frame = append(frame, n.rxBuffer(id)[:length]...)
-				n.rx.Offer(id)
-			}
-			n.rx.Publish()
+		for n.take(&hdr, &frame) {
 			if n.Received != nil {
 				n.Received(hdr[:], frame)
 			}
@@ -158,6 +125,44 @@ func (n *NIC) read() {
 		if err := n.rx.WaitForCall(); err != nil {
 			return
 		}
+	}
+}
+
+// take waits while the NIC is paused and takes the device's next frame, if there is one and the NIC is not closed.
+func (n *NIC) take(hdr *[hdrBytes]byte, frame *[]byte) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for {
+		for n.paused && !n.closed {
+			n.changed.Wait()
+		}
+		if n.closed {
+			return false
+		}
+		id, length, ok := n.rx.UsedOrCall(0)
+		if !ok {
+			return false
+		}
+		if length < hdrBytes { // a buffer that was too small
+			n.rx.Offer(id)
+			n.rx.Publish()
+			continue
+		}
+		first := n.rxBuffer(id)
+		buffers := binary.LittleEndian.Uint16(first[10:])
+		copy(hdr[:], first)
+		*frame = append((*frame)[:0], first[hdrBytes:length]...)
+		n.rx.Offer(id)
+		for range buffers - 1 {
+			id, length, ok = n.rx.Used()
+			if !ok {
+				panic("the device promised more buffers than it gave")
+			}
+			*frame = append(*frame, n.rxBuffer(id)[:length]...)
+			n.rx.Offer(id)
+		}
+		n.rx.Publish()
+		return true
 	}
 }
 
@@ -205,7 +210,8 @@ func (n *NIC) deliver(frame []byte) {
 	d.DeliverNetworkPacket(pkt.NetworkProtocolNumber, pkt)
 }
 
-// Pause makes the NIC take nothing more from the device, or go on, as a guest that does not get to run.
+// Pause makes the NIC take nothing more from the device, or go on, as a guest that does not get to run. When it returns,
+// the reader is paused: it looks at the memory no more.
 func (n *NIC) Pause(on bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"docker-usermode-linux/internal/vhostuser"
+	"docker-usermode-linux/internal/vhostuser/truncate"
 )
 
 // Base is where the memory begins in the guest's address space: not at 0, as with UML.
@@ -191,7 +192,7 @@ func state(index, num uint32) []byte { return Words(uint64(num)<<32 | uint64(ind
 
 // Truncate takes the memory away, as a malicious front end could. From then on neither may it be used here, but for
 // kicks.
-func (f *FrontEnd) Truncate() error { return f.file.Truncate(0) }
+func (f *FrontEnd) Truncate() error { return truncate.File(f.file) }
 
 // HangUp closes the connection, and ends whoever waits for a call.
 func (f *FrontEnd) HangUp() {
