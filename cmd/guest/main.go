@@ -11,7 +11,8 @@
 //  2. lo and the NIC. This comes before the root file system so that the host side sees the guest's gratuitous ARP
 //     as early as possible.
 //  3. The root file system on /newroot: hostfs, or what root=, rootfstype=, rootflags=, ro and rw say (root.go).
-//     Without an init in it nothing is written: it may be a directory that was mounted there by mistake.
+//     Without an init in it nothing is written: it may be a directory that was mounted there by mistake. A read-only one
+//     without /proc, /sys or /dev gets an overlay that has them.
 //  4. The agent, a process of this program that stays and serves the supervisor (agent.go), and starts another one for
 //     SSH where the guest has no server (ssh.go). Password, keys and SSH server, edited in place (package rootfs).
 //  5. /etc/resolv.conf, /etc/hostname and /etc/hosts are files on a small tmpfs, bind-mounted over the root file
@@ -128,6 +129,14 @@ func run() (err error) {
 	inits, shell, err := chooseInit(root, cmdline.init, settings)
 	if err != nil {
 		return err
+	}
+	covered, err := ensureMountPoints(newRoot, coverDir)
+	noteErr("make directories in the root file system: %w", err) // a kernel without overlays, say
+	if covered {
+		_ = root.Close()
+		if root, err = os.OpenRoot(newRoot); err != nil {
+			return fmt.Errorf("open root file system: %w", err)
+		}
 	}
 	hooks, err := takeHooks()
 	if err != nil {

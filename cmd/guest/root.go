@@ -99,6 +99,34 @@ func coverRoot(root, dir string) error {
 	return nil
 }
 
+// ensureMountPoints makes those directories for the kernel's own file systems that are missing in root, as Docker does. A
+// read-only root file system is covered by an overlay that has them, and that is read-only too. Any other reason is left to
+// moveKernelMounts, which has the guest go without.
+func ensureMountPoints(root, coverDir string) (covered bool, err error) {
+	if !errors.Is(makeMountPoints(root), unix.EROFS) {
+		return false, nil
+	}
+	if err := coverRoot(root, coverDir); err != nil {
+		return false, err
+	}
+	if err := makeMountPoints(root); err != nil {
+		return true, err
+	}
+	if err := unix.Mount("", root, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		return true, fmt.Errorf("make the overlay read-only: %w", err)
+	}
+	return true, nil
+}
+
+func makeMountPoints(root string) error {
+	for _, m := range kernelMounts {
+		if err := unix.Mkdir(root+m.path, 0o755); err != nil && err != unix.EEXIST {
+			return &os.PathError{Op: "mkdir", Path: m.path, Err: err}
+		}
+	}
+	return nil
+}
+
 // chooseRoot returns the file system types to try and, for those without a block device, the source to name.
 func chooseRoot(c cmdline, all []filesystem) (types []string, source string, err error) {
 	switch {

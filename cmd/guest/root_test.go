@@ -156,6 +156,67 @@ func TestCoverRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	cover := filepath.Join(t.TempDir(), "cover")
+	inMountNamespace(t, func() error {
+		if err := coverRoot(root, cover); err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		err := unix.Stat(root, &st)
+		if err == nil && st.Mode&0o7777 != 0o1751 {
+			err = fmt.Errorf("mode of the covered root = %o, want 1751", st.Mode&0o7777)
+		}
+		return errors.Join(err, os.WriteFile(filepath.Join(root, "file"), []byte("new"), 0o600))
+	})
+	if data, err := os.ReadFile(filepath.Join(root, "file")); err != nil || string(data) != "old" {
+		t.Errorf("the file below the overlay = %q, %v, want it as it was", data, err)
+	}
+}
+
+// TestEnsureMountPoints looks for /proc, /sys and /dev in a root file system with /dev alone, writable and read-only.
+func TestEnsureMountPoints(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, readOnly := range []bool{false, true} {
+		root := filepath.Join(t.TempDir(), "root")
+		writeFile(t, filepath.Join(root, "dev/null"), "kept")
+		cover := filepath.Join(t.TempDir(), "cover")
+		inMountNamespace(t, func() error {
+			if readOnly {
+				if err := unix.Mount(root, root, "", unix.MS_BIND, ""); err != nil {
+					return err
+				}
+				if err := unix.Mount("", root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+					return err
+				}
+			}
+			covered, err := ensureMountPoints(root, cover)
+			if covered != readOnly || err != nil {
+				return fmt.Errorf("ensureMountPoints() = %t, %v, want %t", covered, err, readOnly)
+			}
+			for _, m := range kernelMounts {
+				if info, err := os.Stat(root + m.path); err != nil || !info.IsDir() {
+					return fmt.Errorf("%s after it: %v, %v", m.path, info, err)
+				}
+			}
+			if data, err := os.ReadFile(root + "/dev/null"); err != nil || string(data) != "kept" {
+				return fmt.Errorf("what was there: %q, %v", data, err)
+			}
+			if err := os.WriteFile(root+"/file", nil, 0o600); errors.Is(err, unix.EROFS) != readOnly {
+				return fmt.Errorf("write to the root file system: %v, read-only: %t", err, readOnly)
+			}
+			return nil
+		})
+		names, err := filepath.Glob(filepath.Join(root, "*"))
+		if want := map[bool]int{false: 4, true: 1}[readOnly]; err != nil || len(names) != want {
+			t.Errorf("below the overlay, if there is one: %q, %v, want %d", names, err, want)
+		}
+	}
+}
+
+// inMountNamespace runs f where its mounts are nobody else's.
+func inMountNamespace(t *testing.T, f func() error) {
+	t.Helper()
 	skip, err := "", error(nil)
 	done := make(chan struct{})
 	go func() { // on a thread that ends with it
@@ -173,23 +234,13 @@ func TestCoverRoot(t *testing.T) {
 			skip = e.Error()
 			return
 		}
-		if err = coverRoot(root, cover); err != nil {
-			return
-		}
-		var st unix.Stat_t
-		if err = unix.Stat(root, &st); err == nil && st.Mode&0o7777 != 0o1751 {
-			err = fmt.Errorf("mode of the covered root = %o, want 1751", st.Mode&0o7777)
-		}
-		err = errors.Join(err, os.WriteFile(filepath.Join(root, "file"), []byte("new"), 0o600))
+		err = f()
 	}()
 	<-done
 	if skip != "" {
 		t.Skip("no mounts here: " + skip)
 	}
 	if err != nil {
-		t.Fatalf("coverRoot() = %v", err)
-	}
-	if data, err := os.ReadFile(filepath.Join(root, "file")); err != nil || string(data) != "old" {
-		t.Errorf("the file below the overlay = %q, %v, want it as it was", data, err)
+		t.Fatal(err)
 	}
 }

@@ -30,8 +30,8 @@ func switchRoot() error {
 	return unix.Chdir("/")
 }
 
-// moveKernelMounts moves /proc, /sys and /dev into the new root. A directory that is missing there is made, as
-// Docker does; where that cannot be done the guest goes without.
+// moveKernelMounts moves /proc, /sys and /dev into the new root. Where a directory could not be made the guest goes
+// without.
 func moveKernelMounts() error {
 	root, err := unix.Open(newRoot, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -39,7 +39,6 @@ func moveKernelMounts() error {
 	}
 	defer unix.Close(root)
 	for _, m := range kernelMounts {
-		_ = unix.Mkdirat(root, m.path[1:], 0o755)
 		target, err := openInRoot(root, m.path[1:], unix.O_PATH|unix.O_DIRECTORY)
 		if err == nil {
 			err = moveOver(m.path, target)
