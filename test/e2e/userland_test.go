@@ -164,6 +164,24 @@ func TestReadOnlyRootfs(t *testing.T) {
 	}
 }
 
+// TestReadOnlyRootfsWithoutMountPoints has nothing but a program in a /rootfs that cannot be written: it needs /proc and /dev
+// all the same.
+func TestReadOnlyRootfsWithoutMountPoints(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	program, err := os.ReadFile(self(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "peer"), program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// It starts itself from /proc, with /dev/null for its standard streams.
+	if stdout, stderr, code := run(t, "", "-v", root+":/rootfs:ro", "--", "run", "/peer", "orphans", "1"); code != 0 {
+		t.Errorf("exit code %d, want 0\n%s\n%s", code, stdout, stderr)
+	}
+}
+
 // TestUnusableRootfs has what is mounted at /rootfs by mistake.
 func TestUnusableRootfs(t *testing.T) {
 	t.Parallel()
