@@ -64,7 +64,9 @@ LABEL org.opencontainers.image.title="docker-usermode-linux" \
 COPY --from=userland / /rootfs/
 COPY --from=kernel /linux /linux
 COPY --from=go /image/ /
-# Makes the directory, for the sockets between supervisor and kernel.
+# Each makes the directory: for the guest's devices where the userland has none, for the sockets between supervisor and
+# kernel.
+WORKDIR /rootfs/dev
 WORKDIR /run
 ENV PATH=/
 EXPOSE 22

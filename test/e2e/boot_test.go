@@ -187,7 +187,7 @@ func TestReadOnlyContainer(t *testing.T) {
 	t.Parallel()
 	stdout, stderr, code := run(t, "mount; echo o > /proc/sysrq-trigger; sleep 60\n", "--read-only", "--",
 		"quiet", "init=/bin/sh")
-	if code != 0 || !strings.Contains(stdout, "hostfs on / type hostfs") {
+	if code != 0 || !strings.Contains(stdout, "hostfs on / type hostfs") || !strings.Contains(stdout, "devtmpfs on /dev ") {
 		t.Errorf("exit code %d\n%s\n%s", code, stdout, stderr)
 	}
 }
