@@ -49,3 +49,11 @@ const requestEndOfWrite = "eow@openssh.com"
 
 // bufferSize is the size of all copies, in bytes: what fits into one SSH packet (RFC 4253 section 6.1).
 const bufferSize = 32 << 10
+
+// What is on its way between a command and its client, in bytes: fewer system calls and fewer switches, which are what
+// copying costs most of.
+const (
+	pipeSize       = 256 << 10 // a pipe between the agent and a command
+	outputSize     = 128 << 10 // what the agent reads of an output at once, for several packets
+	clientPipeSize = 1 << 20   // a pipe that is the client's standard output; what any user may have (pipe(7))
+)

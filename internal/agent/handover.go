@@ -49,6 +49,19 @@ func isPipe(file *os.File) bool {
 	return err == nil && info.Mode()&os.ModeNamedPipe != 0
 }
 
+// widen has a pipe hold size bytes, unless it holds as many already (fcntl(2), F_SETPIPE_SZ). Each end then goes on for longer
+// until it has to wake the other one. Where that may not be done, beyond a user's share of pipes for instance, the pipe stays
+// as it is.
+func widen(pipe *os.File, size int) {
+	_ = control(pipe, func(fd int) error {
+		if now, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); err != nil || now >= size {
+			return err
+		}
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size)
+		return err
+	})
+}
+
 // openAgain opens a pipe a second time, to write to it without waiting (proc_pid_fd(5)).
 func openAgain(file *os.File) (again *os.File, err error) {
 	err = control(file, func(fd int) (err error) {
@@ -104,7 +117,9 @@ func (r *receiver) keep(fd int) {
 		_ = unix.Close(fd)
 		return
 	}
-	r.replace(os.NewFile(uintptr(fd), "client's stdout"))
+	pipe := os.NewFile(uintptr(fd), "client's stdout")
+	widen(pipe, clientPipeSize)
+	r.replace(pipe)
 }
 
 func (r *receiver) replace(file *os.File) {

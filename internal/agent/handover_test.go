@@ -164,3 +164,32 @@ func TestHandOverRefused(t *testing.T) {
 		discarding.Wait()
 	}
 }
+
+// TestWiden has a pipe grow, not shrink, and what is no pipe stay what it is.
+func TestWiden(t *testing.T) {
+	r, w := newPipe(t)
+	size := func() int {
+		n, err := unix.FcntlInt(r.Fd(), unix.F_GETPIPE_SZ, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for _, want := range []int{pipeSize, clientPipeSize} {
+		if widen(w, want); size() != want {
+			t.Errorf("a pipe after widen(%d) holds %d bytes", want, size())
+		}
+	}
+	if widen(w, pipeSize); size() != clientPipeSize {
+		t.Errorf("a pipe of %d bytes after widen(%d) holds %d", clientPipeSize, pipeSize, size())
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	widen(null, pipeSize)
+	if _, err := null.Write([]byte("still open")); err != nil {
+		t.Error(err)
+	}
+}

@@ -220,6 +220,7 @@ func (p *process) connect() (theirs []*os.File, err error) {
 	pipe := func() (r, w *os.File) {
 		if err == nil {
 			r, w, err = os.Pipe()
+			widen(w, pipeSize) // of nil: nothing
 		}
 		return r, w
 	}
@@ -284,7 +285,7 @@ func (p *process) hangUp() {
 // copyOutput copies from one of the command's outputs until its end, or, after outputGrace has been called, until it
 // is empty. It returns an error of dst only.
 func (p *process) copyOutput(dst io.Writer, src *os.File) error {
-	buf := make([]byte, bufferSize)
+	buf := make([]byte, outputSize)
 	rest := -1 // bytes still to be copied; unknown
 	for rest != 0 {
 		chunk := buf
