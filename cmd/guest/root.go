@@ -100,13 +100,13 @@ func coverRoot(root, dir string) error {
 }
 
 // ensureMountPoints makes those directories for the kernel's own file systems that are missing in root, as Docker does. A
-// read-only root file system is covered by an overlay that has them, and that is read-only too. Any other reason is left to
+// read-only root file system is covered by an overlay that has them, and that is read-only too; dir is coverRoot's. Any other reason is left to
 // moveKernelMounts, which has the guest go without.
-func ensureMountPoints(root, coverDir string) (covered bool, err error) {
+func ensureMountPoints(root, dir string) (covered bool, err error) {
 	if !errors.Is(makeMountPoints(root), unix.EROFS) {
 		return false, nil
 	}
-	if err := coverRoot(root, coverDir); err != nil {
+	if err := coverRoot(root, dir); err != nil {
 		return false, err
 	}
 	if err := makeMountPoints(root); err != nil {
@@ -120,8 +120,8 @@ func ensureMountPoints(root, coverDir string) (covered bool, err error) {
 
 func makeMountPoints(root string) error {
 	for _, m := range kernelMounts {
-		if err := unix.Mkdir(root+m.path, 0o755); err != nil && err != unix.EEXIST {
-			return &os.PathError{Op: "mkdir", Path: m.path, Err: err}
+		if err := os.Mkdir(root+m.path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
 		}
 	}
 	return nil

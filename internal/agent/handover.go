@@ -117,9 +117,7 @@ func (r *receiver) keep(fd int) {
 		_ = unix.Close(fd)
 		return
 	}
-	pipe := os.NewFile(uintptr(fd), "client's stdout")
-	widen(pipe, clientPipeSize)
-	r.replace(pipe)
+	r.replace(os.NewFile(uintptr(fd), "client's stdout"))
 }
 
 func (r *receiver) replace(file *os.File) {
@@ -157,6 +155,7 @@ func (o *outlet) use(pipe *os.File) {
 	if pipe == nil {
 		return
 	}
+	widen(pipe, clientPipeSize)
 	if old := o.pipe.Swap(pipe); old != nil {
 		old.Close()
 	}

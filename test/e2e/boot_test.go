@@ -21,7 +21,7 @@ func askPassEnv(t *testing.T) []string {
 }
 
 // sshCommand runs the real OpenSSH client against c with the default password.
-func sshCommand(t *testing.T, c *container, stdin string, command ...string) (string, error) {
+func sshCommand(t *testing.T, c *container, stdin string, command ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	host, port, _ := strings.Cut(c.address("22/tcp"), ":")
 	args := []string{
@@ -30,9 +30,10 @@ func sshCommand(t *testing.T, c *container, stdin string, command ...string) (st
 	}
 	cmd := exec.Command("ssh", append(args, command...)...)
 	cmd.Env = askPassEnv(t)
-	cmd.Stdin = strings.NewReader(stdin)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	var out, errs strings.Builder
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	err = cmd.Run()
+	return out.String(), errs.String(), err
 }
 
 // TestSSH is what the README promises: run the image, log in with OpenSSH's client, find a whole system.
@@ -41,9 +42,9 @@ func TestSSH(t *testing.T) {
 	c := start(t, "-p", "127.0.0.1::22", "-e", "MEM=512M", "--hostname", "tester")
 	client := c.ssh()
 
-	out, err := sshCommand(t, c, "", "id", "-un")
-	if err != nil || strings.TrimSpace(out) != "root" {
-		t.Errorf("ssh id -un = %q, %v, want root", out, err)
+	out, errs, err := sshCommand(t, c, "", "id", "-un")
+	if err != nil || strings.TrimSpace(out) != "root" || errs != "" {
+		t.Errorf("ssh id -un = %q, %q, %v, want root", out, errs, err)
 	}
 	if got := remote(t, client, "uname -r"); !strings.HasPrefix(got, "7.2.") {
 		t.Errorf("uname -r = %q, want 7.2.*", got)

@@ -23,10 +23,9 @@ func TestAgentSSH(t *testing.T) {
 	if _, err := c.trySSH(passwordAuth("wrong")); err == nil {
 		t.Error("a wrong password is right")
 	}
-	out, err := sshCommand(t, c, "from outside\n", "cat >/in; cat /in; echo to stderr >&2; exit 0")
-	// Two streams, which come in any order.
-	if err != nil || out != "from outside\nto stderr\n" && out != "to stderr\nfrom outside\n" {
-		t.Errorf("ssh cat = %q, %v", out, err)
+	out, errs, err := sshCommand(t, c, "from outside\n", "cat >/in; cat /in; echo to stderr >&2; exit 0")
+	if err != nil || out != "from outside\n" || errs != "to stderr\n" {
+		t.Errorf("ssh cat = %q, %q, %v", out, errs, err)
 	}
 	// The SFTP server behind scp.
 	key := filepath.Join(t.TempDir(), "file")
