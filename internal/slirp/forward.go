@@ -42,7 +42,8 @@ import (
 // silence only counts for addresses that a guest may have itself (mayBeGuests), and for IPv6 in a guest that has shown
 // none; any other client goes on waiting for the guest, and a filter that drops it stands.
 
-// familyHint is how long a port's clients of one family are led to the guest's other family at once. It spares the
+// familyHint is how long a port's clients of one family are led to the guest's other family at once, after two of them were
+// accepted by that alone: one may have come when a program that listens on both was just about to begin. It spares the
 // attempts that would fail; a program that begins to listen on both is noticed after that time.
 const familyHint = 5 * time.Second
 
@@ -230,10 +231,11 @@ func (n *Network) reachGuest(ctx context.Context, f *forward, client netip.AddrP
 			Msg("the guest answers the gateway but not this client's address, which may be in a network of its own: " +
 				"it sees this client as the gateway from now on, as PORTS_SOURCE=gateway has it for all, without trying")
 	}
-	if crossed := winner == ways[toOtherFamily]; !crossed {
-		f.crossed[familyOf(addr)].Store(0)
-	} else if !hinted {
-		f.crossed[familyOf(addr)].Store(n.now().Add(familyHint).UnixNano())
+	switch crossed := &f.crossed[familyOf(addr)]; {
+	case winner != ways[toOtherFamily]:
+		crossed.Store(0)
+	case !hinted && !crossed.CompareAndSwap(0, crossedOnce):
+		crossed.Store(n.now().Add(familyHint).UnixNano())
 	}
 	if err != nil {
 		return nil, err

@@ -627,7 +627,10 @@ func TestForwardOtherFamily(t *testing.T) {
 			b := newBridge(t, o, func(n *Network) { n.limits.silence = 50 * time.Millisecond })
 			server := netip.MustParseAddrPort(c.server)
 			l := guestTCP(t, b, server)
-			for range 2 { // the second one with a hint
+			for i := range 3 { // the third one with a hint
+				if b.ports.all[0].crossedNow(familyOf(netip.MustParseAddrPort(c.client).Addr()), b.now()) != (i == 2) {
+					t.Errorf("client %d of 3: the hint is for the third alone", i+1)
+				}
 				connectAs(t, b, b.ports.all[0], c.client)
 				if got := accept(t, l).RemoteAddr().(*net.TCPAddr).IP.String(); got != c.want {
 					t.Errorf("the client is %s in the guest, want %s", got, c.want)

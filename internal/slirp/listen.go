@@ -32,7 +32,8 @@ type forward struct {
 	clients atomic.Uint64  // so far
 	served  atomic.Bool    // the guest has accepted a client
 	live    atomic.Int64   // clients that are connected, wait for the guest or have a UDP flow
-	// crossed says until when (ns since 1970) clients of IPv4 and those of IPv6 are led to the guest's other family.
+	// crossed says until when (ns since 1970) clients of IPv4 and those of IPv6 are led to the guest's other family. It is 0
+	// when the last one was accepted by its own, and crossedOnce after one that was not.
 	crossed [2]atomic.Int64
 }
 
@@ -168,6 +169,8 @@ func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
 	}
 	return sa, nil
 }
+
+const crossedOnce = 1
 
 // crossedNow says whether clients of a family are led to the guest's other one at the moment.
 func (f *forward) crossedNow(family int, now time.Time) bool {
