@@ -59,6 +59,7 @@ soak: need-go ## 200,000 connections and 200,000 UDP flows each way, minutes
 
 e2e: need-go need-docker ## Tests of the built image: boots real guests, as new users of this host, too; E2E_DATABASE=1
 	docker compose version >/dev/null 2>&1 || scripts/ensure docker-compose
+	scripts/ensure gcc libc6-dev
 	command -v ssh >/dev/null || scripts/ensure openssh-client
 	test -x /sbin/mkfs.ext4 || scripts/ensure e2fsprogs
 	command -v newuidmap >/dev/null || scripts/ensure uidmap
