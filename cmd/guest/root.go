@@ -100,8 +100,8 @@ func coverRoot(root, dir string) error {
 }
 
 // ensureMountPoints makes those directories for the kernel's own file systems that are missing in root, as Docker does. A
-// read-only root file system is covered by an overlay that has them, and that is read-only too; dir is coverRoot's. Any other reason is left to
-// moveKernelMounts, which has the guest go without.
+// read-only root file system is covered by an overlay that has them, and that is read-only too; dir is coverRoot's. Any
+// other reason is left to moveKernelMounts, which has the guest go without.
 func ensureMountPoints(root, dir string) (covered bool, err error) {
 	if !errors.Is(makeMountPoints(root), unix.EROFS) {
 		return false, nil

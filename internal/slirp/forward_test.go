@@ -626,9 +626,10 @@ func TestForwardOtherFamily(t *testing.T) {
 			o, _ := forwardOptions(t, TCP, 22)
 			b := newBridge(t, o, func(n *Network) { n.limits.silence = 50 * time.Millisecond })
 			server := netip.MustParseAddrPort(c.server)
+			client := netip.MustParseAddrPort(c.client).Addr()
 			l := guestTCP(t, b, server)
 			for i := range 3 { // the third one with a hint
-				if b.ports.all[0].crossedNow(familyOf(netip.MustParseAddrPort(c.client).Addr()), b.now()) != (i == 2) {
+				if b.ports.all[0].crossedNow(familyOf(client), b.now()) != (i == 2) {
 					t.Errorf("client %d of 3: the hint is for the third alone", i+1)
 				}
 				connectAs(t, b, b.ports.all[0], c.client)
@@ -636,7 +637,6 @@ func TestForwardOtherFamily(t *testing.T) {
 					t.Errorf("the client is %s in the guest, want %s", got, c.want)
 				}
 			}
-			client := netip.MustParseAddrPort(c.client).Addr()
 			if !b.showsClient(client) && isGuestSource(client) {
 				t.Error("the client's address is blamed for the family that is not served")
 			}

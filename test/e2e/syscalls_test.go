@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -14,21 +15,32 @@ func TestSystemCalls(t *testing.T) {
 	t.Parallel()
 	mount := syscalls(t)
 
-	for _, options := range [][]string{
-		{"-e", "CPUS=1"},
-		{"-e", "CPUS=2"},
+	const notifications = "Checking for seccomp notifications...OK"
+
+	for _, c := range []struct {
+		options  []string
+		notified bool
+	}{
+		{[]string{"-e", "CPUS=1"}, true},
+		{[]string{"-e", "CPUS=2"}, true},
 		// Fewer descriptors than processes: some have to do without notifications.
-		{"-e", "CPUS=2", "--ulimit", "nofile=120:120"},
-		{"-e", "USERSPACE=ptrace"},
+		{[]string{"-e", "CPUS=2", "--ulimit", "nofile=120:120"}, true},
+		{[]string{"-e", "USERSPACE=ptrace"}, false},
 	} {
-		stdout, stderr, code := run(t, "", append(options, "-v", mount, "--", "run", "/syscalls")...)
+		stdout, stderr, code := run(t, "", append(c.options, "-v", mount, "-e", "LOG_LEVEL=debug", "--", "run", "/syscalls")...)
 		if code != 0 {
-			t.Errorf("%q: exit code %d\n%s%s", options, code, stdout, stderr)
+			t.Errorf("%q: exit code %d\n%s%s", c.options, code, stdout, stderr)
+		}
+		if strings.Contains(stderr, notifications) != c.notified {
+			t.Errorf("%q: with notifications: %v, want %v\n%s", c.options, !c.notified, c.notified, stderr)
 		}
 	}
 
-	c := start(t, "-v", mount, "-e", "PORTS=", "--", "seccomp=signals")
+	c := start(t, "-v", mount, "-e", "PORTS=", "-e", "LOG_LEVEL=debug", "--", "seccomp=signals")
 	c.mustExec("/syscalls")
+	if log := c.logs(); strings.Contains(log, notifications) {
+		t.Errorf("seccomp=signals: with notifications\n%s", log)
+	}
 }
 
 // TestPause pauses a container whose guest does nothing but system calls: each is carried out, and once.
@@ -36,7 +48,9 @@ func TestPause(t *testing.T) {
 	t.Parallel()
 	c := start(t, "-v", syscalls(t), "-e", "CPUS=1", "-e", "PORTS=")
 	c.mustExec("true")
-	cmd := exec.CommandContext(t.Context(), "docker", "exec", c.id, "guest", "/syscalls", "8")
+	ctx, cancel := context.WithTimeout(t.Context(), hangGuard)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "docker", "exec", c.id, "guest", "/syscalls", "8")
 	errs := &strings.Builder{}
 	cmd.Stderr = errs
 	stdout, err := cmd.StdoutPipe()
