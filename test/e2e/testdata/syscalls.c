@@ -177,10 +177,13 @@ static void fresh_memory(void)
 static void vfork_killed_in_call(volatile int *pid)
 {
 	const struct timespec long_time = {60, 0};
-	pid_t killer = fork();
 
+	*pid = 0;
+	pid_t killer = fork();
 	CHECK(killer >= 0);
 	if (killer == 0) {
+		while (*pid == 0)
+			usleep(1000);
 		usleep(20000);
 		_exit(kill(*pid, SIGKILL));
 	}
