@@ -67,8 +67,9 @@ e2e: need-go need-docker ## Tests of the built image: boots real guests, as new 
 	command -v losetup >/dev/null || scripts/ensure mount
 	command -v pgrep >/dev/null || scripts/ensure procps
 	ROOTFS=dist/rootfs.tar GO=$(GO) scripts/host $(IMAGE)
-	CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) E2E_BASE_IMAGE=$(BASE_IMAGE) E2E_DATABASE=$(E2E_DATABASE) \
-		E2E_UML=$(CURDIR)/dist/uml E2E_ROOTFS=$(CURDIR)/dist/rootfs.tar \
+	config=$$(scripts/buildx $(BASE_IMAGE) $(CURDIR)/dist/docker) && \
+		CGO_ENABLED=0 E2E_IMAGE=$(IMAGE) E2E_BASE_IMAGE=$(BASE_IMAGE) E2E_DATABASE=$(E2E_DATABASE) \
+		E2E_DOCKER_CONFIG=$$config E2E_UML=$(CURDIR)/dist/uml E2E_ROOTFS=$(CURDIR)/dist/rootfs.tar \
 		$(GO) test -count=1 -timeout $(TIMEOUT) $(VERBOSE) ./test/e2e/...
 
 rounds: need-go need-docker ## Start and stop one guest 500 times, half an hour

@@ -19,6 +19,14 @@ import (
 // buildGuard ends a build that hangs: the first one installs packages.
 const buildGuard = 15 * time.Minute
 
+// baseImage is what the image under test was built upon.
+func baseImage() string {
+	if base := os.Getenv("E2E_BASE_IMAGE"); base != "" {
+		return base
+	}
+	return "debian:trixie-slim"
+}
+
 // buildUserland makes the image with a stage of userlands/Dockerfile as its /rootfs.
 func buildUserland(t *testing.T, stage string) (tag string) {
 	t.Helper()
@@ -29,14 +37,10 @@ func buildUserland(t *testing.T, stage string) (tag string) {
 func buildImage(t *testing.T, what, dir string, options ...string) (tag string) {
 	t.Helper()
 	needImage(t)
-	base := os.Getenv("E2E_BASE_IMAGE")
-	if base == "" {
-		base = "debian:trixie-slim"
-	}
 	tag = name(t, what)
 	ctx, cancel := context.WithTimeout(t.Context(), buildGuard)
 	defer cancel()
-	args := append([]string{"build", "-q", "-t", tag, "--build-arg", "IMAGE=" + image, "--build-arg", "BASE_IMAGE=" + base}, options...)
+	args := append([]string{"build", "-q", "-t", tag, "--build-arg", "IMAGE=" + image, "--build-arg", "BASE_IMAGE=" + baseImage()}, options...)
 	out, err := exec.CommandContext(ctx, "docker", append(args, dir)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("build %s: %v\n%s", what, err, out)
