@@ -75,7 +75,7 @@ func TestBuildKit(t *testing.T) {
 	c := &container{t: t, id: docker(t, "create", tag)}
 	defer docker(t, "rm", c.id)
 	for _, path := range []string{
-		"/entrypoint", "/guest", "/initramfs", "/run", "/rootfs/dev", "/rootfs/sbin/init", "/rootfs/etc/ssh/sshd_config",
+		"/entrypoint", "/guest", "/initramfs", "/run", "/rootfs/dev", "/rootfs/usr/lib/systemd/systemd", "/rootfs/etc/ssh/sshd_config",
 	} {
 		if _, err := dockerErr("cp", c.id+":"+path, filepath.Join(t.TempDir(), "copy")); err != nil {
 			t.Errorf("BuildKit's image: %v", err)
