@@ -43,8 +43,8 @@ import (
 // none; any other client goes on waiting for the guest, and a filter that drops it stands.
 
 // familyHint is how long a port's clients of one family are led to the guest's other family at once, with TCP after two of
-// them were accepted by that alone: one may have come when a program that listens on both was just about to begin. It spares the
-// attempts that would fail; a program that begins to listen on both is noticed after that time.
+// them were accepted by that alone: one may have come when a program that listens on both was just about to begin. It
+// spares the attempts that would fail; a program that begins to listen on both is noticed after that time.
 const familyHint = 5 * time.Second
 
 // acceptClients takes the waiting clients of a port, up to its budget.

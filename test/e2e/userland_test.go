@@ -36,18 +36,28 @@ func buildUserland(t *testing.T, stage string) (tag string) {
 // buildImage makes an image from the one under test and the base image, by the Dockerfile in a directory.
 func buildImage(t *testing.T, what, dir string, options ...string) (tag string) {
 	t.Helper()
+	tag, _ = build(t, what, dir, nil, append([]string{"-q", "--build-arg", "IMAGE=" + image}, options...)...)
+	return tag
+}
+
+// build makes an image from the base image, by the Dockerfile in a directory and with more in docker's environment, and
+// returns what docker printed, too.
+func build(t *testing.T, what, dir string, env []string, options ...string) (tag, output string) {
+	t.Helper()
 	needImage(t)
 	tag = name(t, what)
 	ctx, cancel := context.WithTimeout(t.Context(), buildGuard)
 	defer cancel()
-	args := append([]string{"build", "-q", "-t", tag, "--build-arg", "IMAGE=" + image, "--build-arg", "BASE_IMAGE=" + baseImage()}, options...)
-	out, err := exec.CommandContext(ctx, "docker", append(args, dir)...).CombinedOutput()
+	args := append([]string{"build", "-t", tag, "--build-arg", "BASE_IMAGE=" + baseImage()}, options...)
+	cmd := exec.CommandContext(ctx, "docker", append(args, dir)...)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("build %s: %v\n%s", what, err, out)
 	}
 	// The stages stay, for the next run.
 	t.Cleanup(func() { docker(t, "image", "rm", "--no-prune", tag) })
-	return tag
+	return tag, string(out)
 }
 
 // read returns a file of the container, which may be running, and an empty string for one that is not there.
