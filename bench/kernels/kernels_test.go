@@ -51,11 +51,16 @@ echo '@work end 0.000'`)
 	}
 }
 
-// TestRunFails: what has not come to its end says why, with its last words, and so does what is not there.
+// TestRunFails: what has not come to its end says why, with its last words, and so does what is not there. Those of a
+// kernel that panics are before its dump.
 func TestRunFails(t *testing.T) {
-	r := shell(t, `echo '@work begin'; echo "Kernel panic, $GREETING" >&2; exit 3`)
-	if r.err == nil || !strings.Contains(r.err.Error(), "exit status 3; last words: Kernel panic, hello") {
+	r := shell(t, `echo '@work begin'; echo "$GREETING" >&2; exit 3`)
+	if r.err == nil || !strings.HasSuffix(r.err.Error(), "exit status 3; last words: hello") {
 		t.Errorf("error %v", r.err)
+	}
+	dump := shell(t, `printf 'because\nKernel panic, %s\n' "$GREETING" >&2; seq 1000 >&2; exit 3`)
+	if dump.err == nil || !strings.HasSuffix(dump.err.Error(), "last words: because Kernel panic, hello") {
+		t.Errorf("error %v", dump.err)
 	}
 	if r.begin.IsZero() || !r.end.IsZero() {
 		t.Errorf("begin %v, end %v", r.begin, r.end)

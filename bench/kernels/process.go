@@ -27,8 +27,8 @@ const (
 	// clockError is by how much a guest's clock may differ from ours over all its measurements: the larger of a share and
 	// what the console takes to say it.
 	clockShare, clockLag = 0.03, 50 * time.Millisecond
-	// tailSize in bytes is how much of the last words is kept.
-	tailSize = 400
+	// tailSize in bytes is how much of the last words is kept, a panic's dump among it, and lastWords how much is said.
+	tailSize, lastWords = 16 << 10, 400
 )
 
 // result is what one process has said, and when.
@@ -212,8 +212,15 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// String returns the last words, of a kernel that panics those that lead there, on one line.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return strings.Join(strings.Fields(string(t.text)), " ")
+	text := string(t.text)
+	if before, rest, panics := strings.Cut(text, "Kernel panic"); panics {
+		why, _, _ := strings.Cut(rest, "\n")
+		text = before + "Kernel panic" + why
+	}
+	text = text[max(0, len(text)-lastWords):]
+	return strings.Join(strings.Fields(text), " ")
 }
