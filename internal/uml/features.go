@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/cpu"
 )
 
 // RestartMessage is what our kernel says on the notification socket when it restarts
@@ -21,6 +23,9 @@ const RestartMessage = "kernel: restart"
 // lookTimeout bounds the wait for a kernel that is asked for its configuration, which takes milliseconds.
 const lookTimeout = 5 * time.Second
 
+// amx says that the processor has AMX, whose registers are 8 KiB.
+var amx = cpu.X86.HasAMXTile
+
 // Features is what a kernel can do, as far as that can be told without booting it.
 type Features struct {
 	// Patched says that it has our patches.
@@ -29,6 +34,8 @@ type Features struct {
 	Modules []string
 	// options are those that are built in, or that Modules make up for.
 	options map[string]bool
+	// cramped is the version of a kernel without room for this processor's registers, "" of any other.
+	cramped string
 	// absent are the options whose modules were not found in searched: directories, and what is the matter with them.
 	absent, searched []string
 }
@@ -52,19 +59,22 @@ func Look(path string) (Features, error) {
 			f.absent = append(f.absent, option)
 		}
 	}
+	version, err := release(ctx, path)
+	if amx && err == nil && olderThan(version, 6, 13) {
+		f.cramped = version
+	}
 	if f.absent != nil {
 		slices.Sort(f.absent) // the same order each time
-		f.findModules(ctx, path)
+		f.findModules(path, version, err)
 	}
 	f.Patched, err = holds(path, RestartMessage)
 	return f, err
 }
 
 // findModules looks for the modules of the options that are absent, in the first directory that has any of them.
-func (f *Features) findModules(ctx context.Context, kernel string) {
-	version, err := release(ctx, kernel)
-	if err != nil {
-		f.searched = []string{fmt.Sprintf("no directory: ask the kernel for its version: %v", err)}
+func (f *Features) findModules(kernel, version string, unknown error) {
+	if unknown != nil {
+		f.searched = []string{fmt.Sprintf("no directory: ask the kernel for its version: %v", unknown)}
 		return
 	}
 	for _, dir := range moduleDirs(kernel, version) {
@@ -86,6 +96,13 @@ func (f *Features) findModules(ctx context.Context, kernel string) {
 			break
 		}
 	}
+}
+
+// olderThan says that a kernel's version, "6.1.176", is before major.minor.
+func olderThan(version string, major, minor int) bool {
+	var first, second int
+	n, _ := fmt.Sscanf(version, "%d.%d", &first, &second)
+	return n == 2 && (first < major || first == major && second < minor)
 }
 
 // The values of an option in a kernel's configuration.
@@ -181,6 +198,11 @@ func (f Features) notFound() string {
 // Lacks says what a guest with such a kernel has to do without, a sentence for each thing.
 func (f Features) Lacks() []string {
 	var all []string
+	if f.cramped != "" {
+		// UML's own user-offsets.c and registers.c had room for AVX-512; since 6.13 they ask the host how much it takes.
+		all = append(all, fmt.Sprintf("Linux %s has no room for the registers of a processor with AMX, as this one is, and panics "+
+			"as its first program starts; take Linux 6.13 or newer, or ours", f.cramped))
+	}
 	if text := f.notFound(); text != "" {
 		all = append(all, text)
 	}

@@ -35,7 +35,30 @@ func write(t *testing.T, path, text string) {
 const allOptions = "CONFIG_BLK_DEV_INITRD=y\nCONFIG_HOSTFS=y\nCONFIG_MCONSOLE=y\nCONFIG_VIRTIO_UML=y\nCONFIG_VIRTIO_NET=y\n" +
 	"CONFIG_VIRTIO_CONSOLE=y\nCONFIG_VIRTIO_BALLOON=y\nCONFIG_OVERLAY_FS=y\nCONFIG_TMPFS=y\nCONFIG_IPV6=y"
 
+// processor has the test run on one with or without AMX.
+func processor(t *testing.T, withAMX bool) {
+	t.Helper()
+	before := amx
+	t.Cleanup(func() { amx = before })
+	amx = withAMX
+}
+
+// TestLookOnAMX: the kernel of the script, Linux 6.1, is too old for such a processor.
+func TestLookOnAMX(t *testing.T) {
+	processor(t, true)
+	f, err := Look(kernelScript(t, allOptions, RestartMessage))
+	if got := f.Lacks(); err != nil || len(got) != 1 || !strings.HasPrefix(got[0], "Linux 6.1.0-test has no room for the registers") {
+		t.Errorf("it lacks %q, %v", got, err)
+	}
+	for version, want := range map[string]bool{"5.19": true, "6.1.176": true, "6.12.0-rc1": true, "6.13.0": false, "7.2.12": false, "": false, "new": false} {
+		if olderThan(version, 6, 13) != want {
+			t.Errorf("%q older than 6.13: %v", version, !want)
+		}
+	}
+}
+
 func TestLook(t *testing.T) {
+	processor(t, false)
 	// The mark lies across two reads.
 	f, err := Look(kernelScript(t, allOptions, strings.Repeat("#", 1<<20-len(allOptions)-86)+RestartMessage))
 	if err != nil || !f.Patched || f.Lacks() != nil || f.CheckAgent() != nil {
@@ -60,6 +83,7 @@ func TestLook(t *testing.T) {
 
 // TestLookForModules has a kernel like Debian's, with some of its modules installed.
 func TestLookForModules(t *testing.T) {
+	processor(t, false)
 	config := strings.NewReplacer("NET=y", "NET=m", "VIRTIO_CONSOLE=y", "VIRTIO_CONSOLE=m", "OVERLAY_FS=y", "OVERLAY_FS=m", "IPV6=y", "IPV6=m").
 		Replace(allOptions)
 	kernel := kernelScript(t, config, RestartMessage)
