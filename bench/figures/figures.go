@@ -1,5 +1,5 @@
 // Package figures is what those benchmarks share that compare peers: raw figures in the format of Go's benchmarks, what
-// stands in a table made of them, and what is to be said of the machine.
+// stands in a table made of them, what is to be said of the machine, and the last words of a peer that fails.
 //
 // A raw line has a name, made of keys and values, and figures with their units, so that benchstat reads it:
 //

@@ -13,10 +13,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"docker-usermode-linux/bench/figures"
 )
 
 const (
@@ -27,8 +28,6 @@ const (
 	// clockError is by how much a guest's clock may differ from ours over all its measurements: the larger of a share and
 	// what the console takes to say it.
 	clockShare, clockLag = 0.03, 50 * time.Millisecond
-	// tailSize in bytes is how much of the last words is kept, a panic's dump among it, and lastWords how much is said.
-	tailSize, lastWords = 16 << 10, 400
 )
 
 // result is what one process has said, and when.
@@ -59,7 +58,7 @@ func run(line []string, dir string) result {
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env, cmd.Dir = env, dir
 	var r result
-	words := &tail{}
+	words := &figures.LastWords{}
 	cmd.Stderr = words
 	// A helper that outlives it must not keep us waiting for its last words.
 	cmd.WaitDelay = time.Second
@@ -196,31 +195,4 @@ func endOrphans() {
 			return // ECHILD
 		}
 	}
-}
-
-// tail keeps the last words of all processes.
-type tail struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, p...)
-	t.text = t.text[max(0, len(t.text)-tailSize):]
-	return len(p), nil
-}
-
-// String returns the last words, of a kernel that panics those that lead there, on one line.
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	text := string(t.text)
-	if before, rest, panics := strings.Cut(text, "Kernel panic"); panics {
-		why, _, _ := strings.Cut(rest, "\n")
-		text = before + "Kernel panic" + why
-	}
-	text = text[max(0, len(text)-lastWords):]
-	return strings.Join(strings.Fields(text), " ")
 }

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 
 // testWorld has two agents on this host, which are each other's guest.
 func testWorld(t *testing.T) *world {
-	w := &world{place: place{dir: t.TempDir(), hostPort: uint16(freePort(t)), first: freePort(t)}, log: &tail{}}
+	w := &world{place: place{dir: t.TempDir(), hostPort: uint16(freePort(t)), first: freePort(t)}, log: &figures.LastWords{}}
 	w.peer = peer{process: "load", host: func() netip.Addr { return netip.MustParseAddr("127.0.0.1") }}
 	for _, e := range []**end{&w.host, &w.guest} {
 		var err error

@@ -13,10 +13,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"docker-usermode-linux/bench/figures"
 )
 
 // errGone says that a bridge has crashed.
@@ -34,13 +35,13 @@ type world struct {
 	host  *end
 	// started is how long it took until the guest had its network, and all ports were forwarded.
 	started  time.Duration
-	log      *tail
+	log      *figures.LastWords
 	commands []*exec.Cmd // to wait for
 }
 
 // start boots a guest.
 func (p peer) start(dir string, mtu, first, count int) (*world, error) {
-	w := &world{peer: p, log: &tail{}, place: place{
+	w := &world{peer: p, log: &figures.LastWords{}, place: place{
 		dir: dir, root: filepath.Join(dir, "root"), mtu: mtu, hostPort: hostPort, first: first, count: count,
 	}}
 	if err := w.start(); err != nil {
@@ -341,26 +342,4 @@ func (w *world) exchange(passive *end, p order, active *end, a order, during fun
 	}
 	fromPassive, errPassive := passive.wait(eventDone, timeout)
 	return fromPassive, fromActive, errors.Join(errActive, errPassive)
-}
-
-// tail keeps the last words of all processes.
-type tail struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-const tailSize = 300
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, p...)
-	t.text = t.text[max(0, len(t.text)-tailSize):]
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return string(t.text)
 }

@@ -199,9 +199,9 @@ func (f Features) notFound() string {
 func (f Features) Lacks() []string {
 	var all []string
 	if f.cramped != "" {
-		// UML's own user-offsets.c and registers.c had room for AVX-512; since 6.13 they ask the host how much it takes.
+		// arch/x86/um/user-offsets.c, up to 6.12: HOST_FP_SIZE is 2,696 bytes, enough for AVX-512.
 		all = append(all, fmt.Sprintf("Linux %s has no room for the registers of a processor with AMX, as this one is, and panics "+
-			"as its first program starts; take Linux 6.13 or newer, or ours", f.cramped))
+			"as its first program starts; take one newer than 6.12, or ours", f.cramped))
 	}
 	if text := f.notFound(); text != "" {
 		all = append(all, text)
